@@ -1,0 +1,1 @@
+"""Backbones: networks that read noisy tokens and predict clean ones."""

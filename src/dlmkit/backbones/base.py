@@ -1,0 +1,108 @@
+"""The seam of networks: noisy tokens in, a prediction about clean tokens out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from dlmkit.backbones.attention import annealed_visibility
+from dlmkit.backbones.prediction import Prediction
+
+
+class Backbone(nn.Module, ABC):
+    """A network that reads x_t [B, L] and speaks about every x_0[i].
+
+    With ``shift`` the network keeps a causal LM's alignment: its output at input position i - 1 speaks about token i
+    (arXiv 2410.17891, section 3.2). A prepended BOS gives token 0 a predictor too; without it token 0 is context.
+
+    Args:
+        vocab_size: V, mask token included.
+        mask_id: id of the mask token, or ``None`` where the process has none.
+        causal: hide the future (the autoregressive baseline).
+        shift: whether outputs are aligned as in a causal LM.
+        bos_id: id prepended to every block when ``shift``; ``None``: nothing is prepended.
+    """
+
+    def __init__(self, vocab_size: int, mask_id: int | None, causal: bool, shift: bool, bos_id: int | None) -> None:
+        super().__init__()
+        check_token_id("mask_id", mask_id, vocab_size)
+        check_token_id("bos_id", bos_id, vocab_size)
+        if causal and not shift:
+            raise ValueError(
+                "causal=true with shift=false: a causal network sees token i at position i and would copy it;"
+                " set backbone.shift=true"
+            )
+        self.vocab_size = vocab_size
+        self.mask_id = mask_id
+        self.causal = causal
+        self.shift = shift
+        self.bos_id = bos_id
+        self.attention_ratio = 1.0
+        self.attention_seed = 0
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, segments: Tensor | None = None) -> Prediction:
+        """Return the prediction for x_t (int64 [B, L]) at time t (float64 [B]); row i is about token i."""
+
+    @abstractmethod
+    def flops_per_token(self, length: int, head_fraction: float) -> float:
+        """Return forward + backward floating-point operations per token of a block of `length`.
+
+        Args:
+            length: L.
+            head_fraction: share of the positions at which the objective runs the head, in [0, 1].
+        """
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def predicts_first(self) -> bool:
+        """Whether token 0 has a predictor (false for a shifted network without BOS)."""
+        return not self.shift or self.bos_id is not None
+
+    def set_attention(self, ratio: float, seed: int) -> None:
+        """Let the network see the causal triangle plus a Bernoulli(`ratio`) draw of the rest (annealing)."""
+        self.attention_ratio = ratio
+        self.attention_seed = seed
+
+    def read(self, x_t: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what the network reads for x_t: (ids [B, M], segments [B, M]), BOS prepended where there is one.
+
+        An input position belongs to the document of the token that its output predicts: the EOS that ends one document
+        is what the first token of the next is predicted from, so it must not see the document that it ends.
+        """
+        if not self.shift:
+            return x_t, segments
+        if self.bos_id is None:
+            return x_t, None if segments is None else torch.cat([segments[:, 1:], segments[:, -1:]], dim=1)
+        ids = torch.cat([torch.full_like(x_t[:, :1], self.bos_id), x_t], dim=1)
+        if self.causal:  # nobody looks at the last token
+            return ids[:, :-1], segments
+        return ids, None if segments is None else torch.cat([segments, segments[:, -1:]], dim=1)
+
+    def align(self, hidden: Tensor, length: int) -> Tensor:
+        """Return hidden states [B, L, D] whose row i speaks about token i, from the network's outputs [B, M, D]."""
+        if not self.shift or self.bos_id is not None:
+            return hidden[:, :length]
+        # Row 0 has no predictor; it is never scored, and repeating it keeps the shape.
+        return torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+
+    def visibility(self, length: int, device: torch.device) -> Tensor | None:
+        """Return this step's annealing draw, bool [M, M], or ``None`` when annealing is over."""
+        if self.causal:
+            return None
+        return annealed_visibility(length, self.attention_ratio, self.attention_seed, device)
+
+
+def check_token_id(name: str, token_id: int | None, vocab_size: int) -> None:
+    """Raise ValueError unless `token_id` is ``None`` or inside the vocabulary."""
+    if token_id is not None and not 0 <= token_id < vocab_size:
+        raise ValueError(
+            f"{name} {token_id} is outside the vocabulary of {vocab_size} tokens (ids 0 to {vocab_size - 1}):"
+            " take the id from the tokenizer, or enlarge vocab_size to make room for a new row"
+        )

@@ -1,0 +1,284 @@
+"""The kit's own network: a transformer whose blocks are modulated by the time t (t = 0 is data, t = 1 is noise).
+
+Shapes: B batch, L length of a block, M length of what the network reads (L, or L + 1 with a prepended BOS),
+H heads, V vocabulary, D hidden size, C size of the time embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlmkit.backbones.attention import attention_mask
+from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.prediction import Head, Prediction
+
+INIT_STD = 0.02
+FREQUENCY_BASE = 10_000.0
+"""Of the rotary frequencies and of the time embedding's."""
+TIME_SCALE = 1_000.0
+"""t in [0, 1] is embedded as TIME_SCALE * t: the sinusoids were made for positions, and span 0 to 1,000 well."""
+TIME_FEATURES = 256
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosine and sine, each float32 [M, D / H / 2]."""
+
+
+class DiT(Backbone):
+    """Pre-norm transformer with adaptive layer norm, rotary positions and no position embedding.
+
+    Each block computes, with (shift, scale, gate) twice from the time embedding c(t),
+
+        x = x + gate_1 * attention((1 + scale_1) * LN(x) + shift_1)
+        x = x + gate_2 * mlp((1 + scale_2) * LN(x) + shift_2)
+
+    and the final layer norm is modulated likewise. All modulation starts at zero, so every block starts as the identity
+    (adaLN-Zero, arXiv 2212.09748, section 3.2; for masked diffusion language models arXiv 2406.07524).
+
+    With ``time_conditioned: false`` the six vectors of a block are plain parameters (conditioning on a constant) and t
+    is ignored: enough for absorbing noise, whose x_t tells its own t, and right for the autoregressive baseline.
+
+    It has no key-value cache and does not reset positions at document boundaries: rotary attention sees differences of
+    positions only, and `segments` keeps documents apart.
+
+    Args:
+        vocab_size: V, mask token included.
+        mask_id: id of the mask token, or ``None`` where the process has none.
+        max_length: longest block L that is accepted. No weight depends on it.
+        hidden_size: D.
+        num_layers: number of blocks.
+        num_heads: H; D / H must be even.
+        cond_size: C (unused without time conditioning).
+        mlp_ratio: width of the MLP over D.
+        dropout: on attention weights and on both branches of a block, while training.
+        causal: hide the future (the autoregressive baseline).
+        shift: output at i - 1 speaks about token i, see :class:`Backbone`.
+        bos_id: id prepended to every block when ``shift``.
+        time_conditioned: modulate by t.
+        tied: use the token embedding as output head; an untied head starts at zero (a uniform prediction).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        mask_id: int | None,
+        max_length: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        cond_size: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        causal: bool = False,
+        shift: bool = False,
+        bos_id: int | None = None,
+        time_conditioned: bool = True,
+        tied: bool = False,
+    ) -> None:
+        super().__init__(vocab_size, mask_id, causal, shift, bos_id)
+        if hidden_size % (2 * num_heads) != 0:
+            raise ValueError(
+                f"hidden_size {hidden_size} with {num_heads} heads: rotary positions need an even number of dimensions"
+                f" per head; choose a hidden_size that is a multiple of {2 * num_heads}"
+            )
+        self.max_length = max_length
+        self.head_size = hidden_size // num_heads
+        self.embedding = _Embedding(vocab_size, hidden_size)
+        self.time = TimeEmbedding(cond_size) if time_conditioned else None
+        modulation_input = cond_size if time_conditioned else None
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, modulation_input, mlp_ratio, dropout) for _ in range(num_layers)
+        )
+        self.final = Modulation(modulation_input, hidden_size, num_vectors=2)
+        self.unembedding = None if tied else _ZeroLinear(hidden_size, vocab_size, bias=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, segments: Tensor | None = None) -> Prediction:
+        """Return the prediction for x_t (int64 [B, L]) at time t (float64 [B], in [0, 1]); row i is about token i.
+
+        Raises:
+            ValueError: L exceeds ``max_length``.
+        """
+        length = x_t.shape[1]
+        if length > self.max_length:
+            raise ValueError(
+                f"block of {length} tokens is longer than the backbone's max_length {self.max_length}:"
+                f" set length to at most {self.max_length}, or raise backbone.max_length"
+            )
+        ids, segments = self.read(x_t, segments)
+        width = ids.shape[1]
+        visible = self.visibility(width, ids.device)
+        mask = attention_mask(width, ids.device, causal=self.causal, segments=segments, visible=visible)
+        # Nothing but the causal triangle to hide: the kernel does it without a mask.
+        is_causal = self.causal and mask is None
+        rotary = rotary_angles(width, self.head_size, ids.device)
+        cond = None if self.time is None else self.time(t)
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x, cond, rotary, mask, is_causal)
+        shift, scale = self.final(cond)
+        hidden = self.align(adaptive_norm(x, shift, scale), length)
+        return Prediction(hidden, self.head, self.mask_id)
+
+    @property
+    def head(self) -> Head:
+        """The output head."""
+        return Head((self.unembedding or self.embedding).weight)
+
+    def flops_per_token(self, length: int, head_fraction: float) -> float:
+        """Return forward + backward floating-point operations per token of a block of `length`.
+
+        6 per weight that multiplies the token, and 12 L D per layer for attention (half of it when causal), as in arXiv
+        2204.02311, appendix B, with the head counted where it runs. The modulation, computed once per block of tokens,
+        is left out.
+
+        Args:
+            length: L.
+            head_fraction: share of the positions at which the objective runs the head, in [0, 1].
+        """
+        hidden_size = self.embedding.embedding_dim
+        weights = sum(block.num_matmul_weights for block in self.blocks)  # type: ignore[misc]
+        head = head_fraction * self.vocab_size * hidden_size
+        attention = 12.0 * len(self.blocks) * length * hidden_size * (0.5 if self.causal else 1.0)
+        return 6.0 * (weights + head) + attention
+
+
+class Block(nn.Module):
+    """Attention and MLP on the residual stream, each behind an adaptive layer norm and a gate.
+
+    Args:
+        hidden_size: D.
+        num_heads: H.
+        cond_size: C, or ``None`` for learned constants.
+        mlp_ratio: width of the MLP over D.
+        dropout: probability, while training.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, cond_size: int | None, mlp_ratio: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.modulation = Modulation(cond_size, hidden_size, num_vectors=6)
+        self.qkv = _Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = _Linear(hidden_size, hidden_size, bias=False)
+        self.up = _Linear(hidden_size, mlp_ratio * hidden_size)
+        self.down = _Linear(mlp_ratio * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, cond: Tensor | None, rotary: Rotary, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """Return the residual stream [B, M, D] after this block.
+
+        Args:
+            x: [B, M, D].
+            cond: time embedding [B, C], or ``None`` without time conditioning.
+            rotary: see :func:`rotary_angles`.
+            mask: bool [1 or B, 1, M, M], True where query sees key, or ``None``.
+            is_causal: hide the future although there is no mask.
+        """
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(cond)
+        attended = self.attention(adaptive_norm(x, shift_1, scale_1), rotary, mask, is_causal)
+        x = x + gate_1 * F.dropout(attended, self.dropout, self.training)
+        widened = F.gelu(self.up(adaptive_norm(x, shift_2, scale_2)), approximate="tanh")
+        return x + gate_2 * F.dropout(self.down(widened), self.dropout, self.training)
+
+    def attention(self, x: Tensor, rotary: Rotary, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """Return multi-head attention of x [B, M, D] with itself, [B, M, D]."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, M, 3, H, D/H]
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, M, D/H]
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, rotary), rotate(key, rotary), value, mask, dropout, is_causal
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    @property
+    def num_matmul_weights(self) -> int:
+        """Number of weights that multiply every token."""
+        return sum(layer.weight.numel() for layer in (self.qkv, self.out, self.up, self.down))
+
+
+class Modulation(nn.Module):
+    """Vectors of size D, zero at first: a linear map of the time embedding, or learned constants."""
+
+    def __init__(self, cond_size: int | None, hidden_size: int, num_vectors: int) -> None:
+        super().__init__()
+        self.num_vectors = num_vectors
+        self.linear = None if cond_size is None else _ZeroLinear(cond_size, num_vectors * hidden_size)
+        self.constant = nn.Parameter(torch.empty(1, num_vectors * hidden_size)) if cond_size is None else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the constants to zero."""
+        if self.constant is not None:
+            nn.init.zeros_(self.constant)
+
+    def forward(self, cond: Tensor | None) -> tuple[Tensor, ...]:
+        """Return `num_vectors` tensors, [B, 1, D] from cond [B, C], or [1, 1, D] when constant."""
+        vectors = self.constant if self.linear is None else self.linear(cond)
+        assert vectors is not None
+        return vectors[:, None].chunk(self.num_vectors, dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of 1000 t with periods from 2 pi to 20,000 pi, then a two-layer MLP to [B, C]."""
+
+    def __init__(self, cond_size: int) -> None:
+        super().__init__()
+        self.up = _Linear(TIME_FEATURES, cond_size)
+        self.down = _Linear(cond_size, cond_size)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding [B, C] of t (float64 [B], in [0, 1])."""
+        half = TIME_FEATURES // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = (TIME_SCALE * t).float()[:, None] * torch.exp(-math.log(FREQUENCY_BASE) * exponents)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.up.weight.dtype)
+        return F.silu(self.down(F.silu(self.up(features))))
+
+
+def adaptive_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return (1 + scale) * LN(x) + shift for x [B, M, D] and vectors [B or 1, 1, D]; LN has no weights of its own."""
+    return (1 + scale) * F.layer_norm(x, x.shape[-1:]) + shift
+
+
+def rotary_angles(length: int, head_size: int, device: torch.device) -> Rotary:
+    """Return cos and sin of position * frequency, each float32 [length, head_size / 2] (arXiv 2104.09864).
+
+    Computed in each forward pass, once for all blocks: a buffer would be rounded by ``model.to(torch.bfloat16)`` and
+    left uninitialised when a model built on the meta device is materialised.
+    """
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = positions[:, None] * FREQUENCY_BASE**-exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Return x [B, H, M, D/H] rotated by its positions, dimension j paired with j + D/H/2; in float32 or above."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class _Linear(nn.Linear):
+    """Weights from N(0, 0.02^2), bias zero.
+
+    In ``reset_parameters``, where Lightning looks for it, so that a model built on the meta device starts alike.
+    """
+
+    std = INIT_STD
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class _ZeroLinear(_Linear):
+    std = 0.0
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INIT_STD)

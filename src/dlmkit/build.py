@@ -1,0 +1,109 @@
+"""Configuration -> objects. Only this file and the entry points know OmegaConf and Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from dlmkit.backbones.base import Backbone
+from dlmkit.data.module import BlockDataModule
+from dlmkit.module import DiffusionLM
+from dlmkit.objectives.base import Objective
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.samplers.base import Sampler, check_agreement
+
+
+def build_data(config: DictConfig) -> BlockDataModule:
+    """Build the data module, prepare its data, and write the vocabulary into `config.vocab`."""
+    data: BlockDataModule = instantiate(config.data)
+    data.prepare_data()
+    data.setup("fit")
+    vocabulary = data.vocabulary
+    config.vocab = {
+        "size": vocabulary.size,
+        "mask_id": vocabulary.mask_id,
+        "bos_id": vocabulary.bos_id,
+        "eos_id": vocabulary.eos_id,
+    }
+    return data
+
+
+def build_backbone(config: DictConfig) -> Backbone:
+    """Build the network; `config.vocab` is filled in."""
+    # Sub-configurations of third parties (a transformers config) reach the constructor as plain dictionaries.
+    backbone: Backbone = instantiate(config.backbone, _convert_="all")
+    return backbone
+
+
+def build_process(config: DictConfig) -> ForwardProcess:
+    """Build the forward process with its schedule."""
+    process: ForwardProcess = instantiate(config.process)
+    return process
+
+
+def build_sampler(config: DictConfig, process: ForwardProcess) -> Sampler:
+    """Build the sampler, and refuse one that the objective's predictions do not fit."""
+    sampler: Sampler = instantiate(config.sampler)
+    objective: Objective = instantiate(config.objective)
+    check_agreement(objective.predicts, sampler, process)
+    return sampler
+
+
+def build_module(config: DictConfig, bytes_per_token: float | None) -> DiffusionLM:
+    """Build the LightningModule from every part of `config`, checking that they fit together."""
+    process = build_process(config)
+    build_sampler(config, process)
+    objective: Objective = instantiate(config.objective)
+    objective.check(process)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    backbone = build_backbone(config)
+    if backbone.causal != objective.exact:
+        raise ValueError(
+            f"causal={str(backbone.causal).lower()} does not fit objective={type(objective).__name__.lower()}: an"
+            " autoregressive objective wants causal=true, a diffusion objective causal=false; family=NAME sets both"
+        )
+    return DiffusionLM(
+        backbone=backbone,
+        process=process,
+        objective=objective,
+        t_sampler=instantiate(config.t_sampler),
+        optimizer=instantiate(config.optimizer, _convert_="all"),
+        lr_schedule=instantiate(config.lr_schedule),
+        num_val_times=config.validation.num_times,
+        bytes_per_token=bytes_per_token,
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: DictConfig, run_dir: Path, callbacks: list[pl.Callback], progress: bool) -> pl.Trainer:
+    """Build the Trainer of one run: logs and checkpoints go into `run_dir`."""
+    validation_blocks = config.validation.blocks
+    options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    return pl.Trainer(
+        **options,
+        max_steps=config.num_steps,
+        accumulate_grad_batches=config.batch.accumulate,
+        val_check_interval=config.validation.every_steps * config.batch.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=max(1, validation_blocks // config.batch.micro_size),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        default_root_dir=run_dir,
+        callbacks=callbacks,
+        logger=[
+            TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False),
+            CSVLogger(run_dir, name="", version=""),
+        ],
+    )
+
+
+def build_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """Build the callbacks that `config.callbacks` names."""
+    return [instantiate(callback) for callback in config.callbacks.values()]

@@ -1,0 +1,1 @@
+"""Lightning callbacks: attention annealing, sample logging, progress and run records."""

@@ -1,0 +1,50 @@
+"""Attention annealing: from causal to full attention over the first steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from dlmkit.module import DiffusionLM
+from dlmkit.randomness import seed_for
+
+
+class AttentionAnnealing(pl.Callback):
+    """Lets the network see a Bernoulli(r) share of the future, r = min(1, (step + 1) / anneal_steps).
+
+    Source: arXiv 2410.17891, section 3.2. One [L, L] draw per optimizer step, shared by batch, heads and layers.
+    Validation always sees everything: it measures the model that is being made.
+
+    Args:
+        anneal_steps: steps until full attention; 1 is full attention from the start.
+        seed: of the draws.
+    """
+
+    def __init__(self, anneal_steps: int, seed: int) -> None:
+        if anneal_steps < 1:
+            raise ValueError(f"anneal_steps {anneal_steps} is below 1: use 1 for full attention from the first step")
+        self.anneal_steps = anneal_steps
+        self.seed = seed
+
+    def ratio(self, step: int) -> float:
+        """Return r at optimizer step `step`, in (0, 1]."""
+        return min(1.0, (step + 1) / self.anneal_steps)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set this step's attention."""
+        assert isinstance(pl_module, DiffusionLM)
+        ratio = self.ratio(trainer.global_step)
+        pl_module.backbone.set_attention(ratio, seed_for(self.seed, "attention", trainer.global_step))
+        pl_module.log("attention_ratio", ratio)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show everything."""
+        assert isinstance(pl_module, DiffusionLM)
+        pl_module.backbone.set_attention(1.0, 0)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show everything from here on."""
+        self.on_validation_start(trainer, pl_module)

@@ -1,0 +1,93 @@
+"""Generated text at intervals, to look at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dlmkit.data.module import BlockDataModule
+from dlmkit.module import DiffusionLM
+from dlmkit.randomness import generator_for
+from dlmkit.samplers.base import Sampler, generate
+from dlmkit.types import Canvas
+
+
+class SampleLogger(pl.Callback):
+    """Writes samples to TensorBoard and to samples/step_N.json in the run's folder.
+
+    Args:
+        sampler: how to generate.
+        every_steps: optimizer steps between two sets; one more set is made at the end of training.
+        num_samples: texts per set.
+        length: tokens per text.
+        num_steps: reverse steps (an autoregressive sampler takes one per token).
+        seed: the same noise in every set, so that the sets can be compared.
+    """
+
+    def __init__(
+        self, sampler: Sampler, every_steps: int, num_samples: int, length: int, num_steps: int, seed: int
+    ) -> None:
+        if every_steps < 1 or num_samples < 1:
+            raise ValueError(f"every_steps {every_steps} and num_samples {num_samples} must be at least 1")
+        self.sampler = sampler
+        self.every_steps = every_steps
+        self.num_samples = num_samples
+        self.length = length
+        self.num_steps = num_steps
+        self.seed = seed
+        self.last_step = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Sample when the interval is over."""
+        if trainer.global_step % self.every_steps == 0 and trainer.global_step < trainer.max_steps:
+            self._sample(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sample the finished model."""
+        self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_rank != 0 or self.last_step == trainer.global_step:
+            return
+        self.last_step = trainer.global_step
+        assert isinstance(pl_module, DiffusionLM)
+        texts = self._texts(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
+                logger.experiment.add_text("samples", body, trainer.global_step)
+        record = {
+            "step": trainer.global_step,
+            "sampler": type(self.sampler).__name__.lower(),
+            "num_steps": self.num_steps,
+            "samples": [{"prompt": None, "text": text} for text in texts],
+        }
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step_{trainer.global_step:07d}.json"
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def _texts(self, module: DiffusionLM, data: BlockDataModule) -> list[str]:
+        backbone, ratio, seed = module.backbone, module.backbone.attention_ratio, module.backbone.attention_seed
+        training = backbone.training
+        backbone.eval()
+        backbone.set_attention(1.0, 0)
+        generator = generator_for(module.device, self.seed, "samples")
+        shape = (self.num_samples, self.length)
+        fixed = torch.zeros(shape, dtype=torch.bool, device=module.device)
+        tokens = torch.zeros(shape, dtype=torch.int64, device=module.device)
+        if not backbone.predicts_first:  # then the first token is given: the start of a document
+            eos_id = data.vocabulary.eos_id
+            assert eos_id is not None
+            tokens[:, 0], fixed[:, 0] = eos_id, True
+        canvas = generate(backbone, module.process, self.sampler, Canvas(tokens, fixed), self.num_steps, generator)
+        backbone.train(training)
+        backbone.set_attention(ratio, seed)
+        return [data.decode(row) for row in canvas.tokens.tolist()]

@@ -1,0 +1,48 @@
+"""Lightning's throughput monitor, told what a batch is and what this machine can do."""
+
+from __future__ import annotations
+
+import time
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ThroughputMonitor
+from typing_extensions import override
+
+from dlmkit.types import Batch
+
+
+class Throughput(ThroughputMonitor):
+    """Logs sequences, tokens and FLOPs per second, and utilisation (MFU) against the machine's peak.
+
+    Lightning knows the peak of GPUs; a CPU's is measured with a matrix product, and the utilisation is against that.
+
+    Args:
+        window_size: batches averaged over.
+    """
+
+    def __init__(self, window_size: int) -> None:
+        super().__init__(batch_size_fn=len, length_fn=_num_tokens, window_size=window_size)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.available_flops is None and trainer.strategy.root_device.type == "cpu":
+            self.available_flops = int(measured_cpu_flops())
+            for throughput in self._throughputs.values():
+                throughput.available_flops = self.available_flops
+
+
+def measured_cpu_flops(size: int = 1024, repeats: int = 5) -> float:
+    """Return the best rate of a float32 [size, size] matrix product, in FLOP/s, on the threads that torch uses."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * size**3 / best
+
+
+def _num_tokens(batch: Batch) -> int:
+    return batch.tokens.numel()

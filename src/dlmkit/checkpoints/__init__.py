@@ -1,0 +1,1 @@
+"""Checkpoints: reading a finished or interrupted run back."""

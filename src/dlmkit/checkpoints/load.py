@@ -1,0 +1,74 @@
+"""Reading a run back: its configuration, its network, its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dlmkit import runs
+from dlmkit.backbones.base import Backbone
+from dlmkit.build import build_backbone, build_process
+from dlmkit.data.tokenizers import load_tokenizer
+from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.processes.base import ForwardProcess
+
+PREFIX = "backbone."
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, ready to generate from.
+
+    Attributes:
+        config: its resolved configuration.
+        backbone: the network in eval mode, on the CPU.
+        process: its noise.
+        tokenizer: its tokenizer, or ``None`` where the data had none.
+    """
+
+    config: DictConfig
+    backbone: Backbone
+    process: ForwardProcess
+    tokenizer: Tokenizer | None
+
+
+def load_run(path: Path) -> LoadedRun:
+    """Load a run folder or a checkpoint in it.
+
+    Raises:
+        ValueError: nothing of the kind at `path`, or weights that do not fit the configuration.
+    """
+    folder, _ = runs.checkpoint_of(path)
+    config = OmegaConf.load(folder / runs.CONFIG)
+    assert isinstance(config, DictConfig)
+    backbone = build_backbone(config)
+    load_backbone_weights(backbone, path)
+    tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
+    return LoadedRun(config, backbone.eval(), build_process(config), tokenizer)
+
+
+def load_backbone_weights(backbone: Backbone, path: Path) -> None:
+    """Copy the network's weights from a run folder or checkpoint, every key and shape checked.
+
+    Raises:
+        ValueError: missing, extra or differently shaped weights.
+    """
+    _, file = runs.checkpoint_of(path)
+    saved = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {key.removeprefix(PREFIX): value for key, value in saved.items() if key.startswith(PREFIX)}
+    own = backbone.state_dict()
+    for kind, keys in (("lacks", own.keys() - weights.keys()), ("has the unknown", weights.keys() - own.keys())):
+        if keys:
+            raise ValueError(
+                f"{file} {kind} weight {min(keys)}: it was made by another kind of backbone; set the same one"
+            )
+    for key, value in own.items():
+        if weights[key].shape != value.shape:
+            raise ValueError(
+                f"{file} has {key} of shape {tuple(weights[key].shape)}, this backbone wants {tuple(value.shape)}:"
+                " use the same backbone sizes and tokenizer as the run it comes from"
+            )
+    backbone.load_state_dict(weights)

@@ -1,0 +1,115 @@
+"""The `dlmkit` command. Heavy imports wait until a command needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dlmkit import __version__
+
+USAGE_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 with one line on what to mend."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    parser = build_parser()
+    options, rest = parser.parse_known_args([argument for argument in arguments if argument != "--debug"])
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return dispatch(options, rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # noqa: BLE001  # turned into one line, or raised again
+        from dlmkit.config import explain
+
+        line = explain(error)
+        if debug or line is None:
+            raise
+        print(f"dlmkit {options.command}: {line}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
+    """Call the command that was named."""
+    if options.command == "train":
+        from dlmkit.commands.train import main as train
+
+        train(rest + (["--multirun"] if options.multirun else []))
+    elif options.command == "report":
+        from dlmkit.report import main as report
+
+        report(options.runs, html=options.html, json=options.json)
+    elif options.command == "sample":
+        from dlmkit.commands.sample import main as sample
+
+        sample(options)
+    elif options.command == "doctor":
+        from dlmkit.commands.doctor import main as doctor
+
+        doctor()
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="dlmkit",
+        description="Experiments with diffusion language models, on equal terms with autoregressive ones.",
+    )
+    parser.add_argument("--version", action="version", version=f"dlmkit {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_report(commands)
+    _add_sample(commands)
+    commands.add_parser("doctor", help="what this machine has, and whether one training step works")
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train one run, or a sweep with -m",
+        usage="dlmkit train [experiment=NAME] [key=value ...] [-m]",
+        description="Anything in conf/train.yaml can be given as key=value; groups (schedule, objective, ...) by name."
+        " With -m, comma-separated values make a sweep.",
+        epilog="example: dlmkit train family=absorbing schedule=linear,cosine budget.tokens=200000 -m",
+    )
+    train.add_argument("-m", "--multirun", action="store_true", help="run a sweep")
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="table and HTML page of finished runs")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, or folders that hold some")
+    report.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: RUN_DIR/report.html)")
+    report.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser("sample", help="generate text, or fill in the middle")
+    sample.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run folder or a checkpoint in it")
+    given = sample.add_mutually_exclusive_group()
+    given.add_argument("--prompt", metavar="TEXT", help="text to go on from")
+    given.add_argument("--infill", metavar="TEXT", help='text with gaps, such as "In the [MASK:12] God created"')
+    sample.add_argument("--length", type=int, metavar="N", help="tokens in all (default: the run's block length)")
+    sample.add_argument("--steps", type=int, default=64, metavar="N", help="reverse steps (default 64)")
+    sample.add_argument("--sampler", metavar="NAME", help="a sampler of conf/sampler (default: the run's)")
+    sample.add_argument(
+        "--temperature", type=float, metavar="T", help="0 for the most likely token (default: the run's)"
+    )
+    sample.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
+    sample.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set of tokens with probability P")
+    sample.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (default 1)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    sample.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

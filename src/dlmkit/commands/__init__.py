@@ -1,0 +1,1 @@
+"""What the `dlmkit` command does, one file per command that is longer than a line."""

@@ -1,0 +1,85 @@
+"""`dlmkit doctor`: what this machine has, and whether one training step works on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dlmkit.build import build_module
+from dlmkit.callbacks.throughput import measured_cpu_flops
+from dlmkit.config import compose
+from dlmkit.randomness import generator_for
+from dlmkit.types import Batch
+
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "torchmetrics", "tensorboard")
+EXTRAS = {"flash-attn": "flash_attn", "peft": "peft", "lm-eval": "lm_eval", "gguf": "gguf"}
+
+
+def main() -> None:
+    """Print the tables, then run the smoke test."""
+    console = Console()
+    console.print(versions())
+    console.print(machine())
+    for family in ("ar", "absorbing", "uniform"):
+        seconds, loss = smoke(family)
+        console.print(f"one training step, family={family}: loss {loss:.3f} nats/token, {1000 * seconds:.0f} ms")
+
+
+def versions() -> Table:
+    """Return the installed versions of what the kit needs, and of its extras."""
+    table = Table("package", "version", title="packages")
+    table.add_row("python", platform.python_version())
+    for package in PACKAGES:
+        table.add_row(package, importlib.metadata.version(package))
+    for package, module in EXTRAS.items():
+        present = importlib.util.find_spec(module) is not None
+        table.add_row(f"{package} (extra)", importlib.metadata.version(package) if present else "not installed")
+    return table
+
+
+def machine() -> Table:
+    """Return devices, memory and attention kernels."""
+    table = Table("what", "here", title="machine")
+    table.add_row("cores", str(os.cpu_count()))
+    table.add_row("torch threads", str(torch.get_num_threads()))
+    table.add_row("float32 matrix product", f"{measured_cpu_flops() / 1e9:.0f} GFLOP/s")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        table.add_row(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        table.add_row("cuda", "none: training runs on the CPU")
+    kernels = ["sdpa", "eager"]
+    if torch.cuda.is_available():
+        kernels.append("flex_attention")
+        if importlib.util.find_spec("flash_attn") is not None:
+            kernels.append("flash_attention_2")
+    table.add_row("attention kernels", ", ".join(kernels))
+    table.add_row("bf16", "yes" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "CPU only, slow")
+    return table
+
+
+def smoke(family: str) -> tuple[float, float]:
+    """Take one training step of a tiny model on random tokens and return (seconds, loss)."""
+    config = compose([f"family={family}", "backbone.config.n_layer=1", "length=32", "num_steps=20"], Path("."))
+    config.vocab = {"size": 64, "mask_id": 63, "bos_id": 62, "eos_id": 62}
+    module = build_module(config, bytes_per_token=None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(device)
+    tokens = torch.randint(60, (8, 32), device=device)
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    optimizer = module.make_optimizer([{"params": list(module.parameters())}])
+    begin = time.perf_counter()
+    t, weight = module.t_sampler.sample(8, generator_for("cpu", 0))
+    losses = module.token_loss(batch, t.to(device), weight.to(device), generator_for(device, 0))
+    loss = losses.loss.sum() / batch.scored.sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return time.perf_counter() - begin, float(loss)

@@ -1,0 +1,105 @@
+"""Files that users name and folders that the kit keeps: finding, fingerprinting, writing in one step."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_MOST_HASHED = 2**30  # bytes; the files of a larger corpus are identified by path, size and time of change
+
+
+def find_files(files: str | Iterable[str]) -> list[Path]:
+    """Expand names and glob patterns to existing, non-empty files, sorted within each pattern, each one once."""
+    patterns = [files] if isinstance(files, str) else list(files)
+    if not patterns:
+        raise ValueError("files is empty: name at least one file or glob pattern")
+    return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
+
+
+def _expand(pattern: str) -> list[Path]:
+    found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    paths = [path for path in map(Path, found) if path.is_file()]
+    if not paths:
+        raise ValueError(f"no file matches {pattern!r}: {nearest(pattern)}")
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{str(path)!r} is empty: remove it from files or give it text")
+    return paths
+
+
+def nearest(name: str) -> str:
+    """Say which existing path comes closest to one that does not exist."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return "it is a folder, so name the files in it, such as " + repr(str(path / "*"))
+    while not path.parent.is_dir():
+        path = path.parent
+    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5)
+    if close:
+        return f"the nearest existing name is {str(path.parent / close[0])!r}"
+    return f"nothing in {str(path.parent.resolve())!r} has a similar name; check the path"
+
+
+def digest(recipe: object) -> str:
+    """Return 16 hex digits that name a JSON-able description."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity(paths: Iterable[Path]) -> list[list[str | int]]:
+    """Identify files by content, so that a moved corpus stays the same; a huge corpus by paths, sizes and times."""
+    status = {path: path.stat() for path in paths}
+    if sum(one.st_size for one in status.values()) > _MOST_HASHED:
+        return [[str(path.resolve()), one.st_size, one.st_mtime_ns] for path, one in status.items()]
+    return [[_hash(path)] for path in status]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """Return the cache folder: the one given, else $DLMKIT_CACHE, else $XDG_CACHE_HOME/dlmkit, else ~/.cache/dlmkit."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if own := os.environ.get("DLMKIT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dlmkit"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a temporary folder, then move it to `folder` in one step.
+
+    A crash leaves nothing under `folder`; of two processes that race, the first one's folder stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    draft.mkdir()
+    try:
+        fill(draft)
+        _move(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _move(draft: Path, folder: Path) -> None:
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # anything but a lost race
+            raise
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a small text file in one step, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}-{uuid.uuid4().hex}"
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,216 @@
+"""Documents to fixed blocks of tokens, kept in an Arrow cache.
+
+Each document is followed by the end-of-document token (which belongs to it), documents are joined, and the stream is
+cut into blocks of L tokens; the remainder is dropped. Which documents validate is decided by a hash of their text, so
+that equal documents never stand on both sides and the others keep theirs when the corpus grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dlmkit.data.blocks import block_schema
+from dlmkit.data.files import digest, write_folder
+from dlmkit.data.sources.base import Source
+from dlmkit.data.tokenizers.base import Tokenizer
+
+PACKING_VERSION = 1  # raise whenever the stored blocks change
+SIDES = ("train", "val")
+_BATCH_CHARACTERS = 2**20  # text handed to the tokenizer at once
+_TOKENS_PER_WRITE = 2**20
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which documents validate.
+
+    Attributes:
+        val_fraction: expected share of the documents, in (0, 1]; with 1 there is nothing to train on, only to evaluate.
+        seed: another seed, another choice.
+    """
+
+    val_fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction <= 1:
+            raise ValueError(f"val_fraction = {self.val_fraction} must be above 0 and at most 1, for example 0.05")
+
+    def side(self, text: str) -> str:
+        """Return ``train`` or ``val``, the same at every call and on every machine."""
+        key = self.seed.to_bytes(8, "little", signed=True)
+        drawn = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
+        return "val" if drawn < self.val_fraction * 2**64 else "train"
+
+    def train_documents(self, source: Source) -> Iterator[str]:
+        """Yield the documents that a tokenizer may learn from."""
+        return (text for text in source.documents() if self.side(text) == "train")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was packed on one side.
+
+    Attributes:
+        documents: number of documents read, complete or not.
+        blocks: number of blocks.
+        tokens: number of tokens in these blocks, end-of-document tokens included.
+        bytes: UTF-8 bytes of the text in these blocks; the last document, where cut, counts by its share of tokens.
+    """
+
+    documents: int
+    blocks: int
+    tokens: int
+    bytes: int
+
+
+def pack(source: Source, tokenizer: Tokenizer, split: Split, length: int, folder: Path) -> None:
+    """Tokenise and pack both sides into `folder`; nothing to do if it is there already."""
+    if not folder.is_dir():
+        write_folder(folder, lambda draft: _pack_into(draft, source, tokenizer, split, length))
+
+
+def cache_name(source: Source, tokenizer: Tokenizer, split: Split, length: int) -> str:
+    """Return 16 hex digits that name everything the packed blocks depend on."""
+    return digest([PACKING_VERSION, source.fingerprint, tokenizer.fingerprint, asdict(split), length])
+
+
+def read_statistics(folder: Path) -> dict[str, Statistics]:
+    """Return the statistics of each side of a packed folder."""
+    content = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+    return {side: Statistics(**content[side]) for side in SIDES}
+
+
+def _pack_into(draft: Path, source: Source, tokenizer: Tokenizer, split: Split, length: int) -> None:
+    packers = {side: Packer(draft / f"{side}.arrow", length, tokenizer) for side in SIDES}
+    for texts in _batches(_with_progress(filter(str.strip, source.documents()), source)):
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            packers[split.side(text)].add(ids, len(text.encode()))
+    statistics = {side: packer.finish() for side, packer in packers.items()}
+    _check_lengths(statistics, length, split)
+    content: dict[str, Any] = {side: asdict(numbers) for side, numbers in statistics.items()}
+    (draft / "statistics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Group documents by their characters, so that neither tiny nor huge ones make a batch slow or large."""
+    batch: list[str] = []
+    size = 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _with_progress(documents: Iterable[str], source: Source) -> Iterator[str]:
+    if not sys.stderr.isatty():
+        yield from documents
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(TextColumn("tokenising"), *columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(documents, total=source.num_documents())
+
+
+def _check_lengths(statistics: dict[str, Statistics], length: int, split: Split) -> None:
+    remedies = {
+        "train": "use a smaller length or more text",
+        "val": f"use a larger val_fraction (now {split.val_fraction}), a smaller length, or more documents",
+    }
+    for side, numbers in statistics.items():
+        if numbers.blocks == 0 and not (side == "train" and split.val_fraction == 1):
+            raise ValueError(
+                f"{side} has {numbers.tokens} tokens in {numbers.documents} documents, less than one block of "
+                f"length {length}: {remedies[side]}"
+            )
+
+
+class Packer:
+    """Joins encoded documents and writes complete blocks of tokens and segments as one Arrow stream.
+
+    Args:
+        path: the file to write.
+        length: L, tokens per block.
+        tokenizer: gives the end-of-document id and the size that every id must stay below.
+    """
+
+    def __init__(self, path: Path, length: int, tokenizer: Tokenizer) -> None:
+        self._length = length
+        self._eos = np.array([tokenizer.eos_id], dtype=np.int32)
+        self._vocab_size = tokenizer.vocab_size
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_stream(self._file, block_schema(length))
+        self._waiting: list[NDArray[np.int32]] = []  # documents, the first one perhaps begun in a block already written
+        self._num_waiting = 0
+        self._document_tokens: list[int] = []
+        self._document_bytes: list[int] = []
+        self._blocks = 0
+
+    def add(self, ids: NDArray[np.int32], num_bytes: int) -> None:
+        """Append one document without its end token; `num_bytes` is the size of its text in UTF-8."""
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
+            wrong = ids.max() if ids.min() >= 0 else ids.min()
+            raise ValueError(
+                f"token id {wrong} is outside [0, {self._vocab_size}): the tokenizer's vocab_size is wrong"
+            )
+        self._waiting.append(np.concatenate([ids, self._eos]))
+        self._document_tokens.append(len(ids) + 1)
+        self._document_bytes.append(num_bytes)
+        self._num_waiting += len(ids) + 1
+        if self._num_waiting >= max(_TOKENS_PER_WRITE, self._length):
+            self._write()
+
+    def _write(self) -> None:
+        tokens = np.concatenate(self._waiting)
+        number = np.repeat(np.arange(len(self._waiting), dtype=np.int32), [len(ids) for ids in self._waiting])
+        complete = len(tokens) // self._length
+        kept = complete * self._length
+        segments = number[:kept].reshape(complete, self._length)
+        segments = segments - segments[:, :1]
+        columns = [_column(tokens[:kept], self._length), _column(segments.reshape(-1), self._length)]
+        self._writer.write_batch(pa.record_batch(columns, schema=block_schema(self._length)))
+        self._blocks += complete
+        self._waiting = _cut(tokens[kept:], number[kept:])
+        self._num_waiting = len(tokens) - kept
+
+    def finish(self) -> Statistics:
+        """Write what is left, close the file and return the statistics (tokens read, if there is no block)."""
+        if self._num_waiting >= self._length:
+            self._write()
+        self._writer.close()
+        self._file.close()
+        kept = self._blocks * self._length
+        read = sum(self._document_tokens)
+        return Statistics(len(self._document_tokens), self._blocks, kept if kept else read, self._bytes_in(kept))
+
+    def _bytes_in(self, kept: int) -> int:
+        tokens = np.array(self._document_tokens, dtype=np.int64)
+        begins = np.cumsum(tokens) - tokens
+        text_tokens = np.maximum(tokens - 1, 1)  # the end token stands for no byte
+        share = np.clip(kept - begins, 0, text_tokens) / text_tokens
+        return round(float(share @ np.array(self._document_bytes, dtype=np.float64)))
+
+
+def _column(values: NDArray[np.int32], length: int) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values, type=pa.int32()), length)
+
+
+def _cut(tokens: NDArray[np.int32], number: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+    """Return the tokens of each document apart."""
+    borders = np.flatnonzero(np.diff(number)) + 1
+    return [part for part in np.split(tokens, borders) if len(part)]

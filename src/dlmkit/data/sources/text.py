@@ -1,0 +1,62 @@
+"""Plain text files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from dlmkit.data.files import digest, find_files, identity
+from dlmkit.data.sources.base import Source
+
+_PIECE = 2**22  # characters read at a time
+
+
+class Text(Source):
+    """UTF-8 text files; a document is a file, or what stands between separators.
+
+    Args:
+        files: a name or glob pattern, or several.
+        separator: text between documents, such as an empty line (two newlines); ``None``: each file is one document.
+    """
+
+    def __init__(self, files: str | Iterable[str], separator: str | None = None) -> None:
+        if separator == "":
+            raise ValueError("separator is empty: use null for one document per file, or the text between documents")
+        self._paths = find_files(files)
+        self._separator = separator
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents, without the empty ones and without newlines around them."""
+        for path in self._paths:
+            try:
+                with path.open(encoding="utf-8") as file:
+                    yield from self._split(file)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{str(path)!r} is not UTF-8 ({error.reason}): convert it, for example with iconv"
+                ) from error
+
+    def _split(self, file: TextIO) -> Iterator[str]:
+        if self._separator is None:
+            yield file.read()
+            return
+        rest = ""
+        while piece := file.read(_PIECE):
+            *complete, rest = (rest + piece).split(self._separator)
+            yield from filter(None, (text.strip("\n") for text in complete))
+        yield rest.strip("\n")
+
+    @property
+    def fingerprint(self) -> str:
+        """Content of the files and the separator."""
+        return digest(["text", identity(self._paths), self._separator])
+
+    def num_documents(self) -> int | None:
+        """Return the number of files, unless they are split."""
+        return len(self._paths) if self._separator is None else sum(map(self._count, self._paths))
+
+    def _count(self, path: Path) -> int:
+        assert self._separator is not None
+        with path.open("rb") as file:
+            return sum(piece.count(self._separator.encode()) for piece in iter(lambda: file.read(_PIECE), b"")) + 1

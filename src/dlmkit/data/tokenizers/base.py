@@ -1,0 +1,107 @@
+"""The interface of tokenizers, and loading one back from a run's folder."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlmkit.data.files import digest, write_file
+
+STATE_FILE = "dlmkit_tokenizer.json"
+MASK_TEXT = "[MASK]"
+EOS_TEXT = "<|eos|>"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. The mask token belongs to the vocabulary, and no text encodes to a special id."""
+
+    def fit(self, documents: Callable[[], Iterable[str]], cache_dir: Path) -> None:  # noqa: B027 (optional hook)
+        """Learn what is to be learned from the training documents; nothing by default.
+
+        What has been fitted or loaded stays as it is, so that a run's tokenizer can read another corpus.
+
+        Args:
+            documents: returns the training documents, anew at each call; called only where the cache has no answer.
+            cache_dir: a folder kept for these documents alone.
+        """
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, no special token added."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Return the ids of each text as int32 arrays."""
+        return [np.asarray(self.encode(text), dtype=np.int32) for text in texts]
+
+    @abstractmethod
+    def decode_ordinary(self, ids: list[int], first: bool) -> str:
+        """Return the text of ids that hold no special one; `first` says whether they open the text."""
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Return the text of `ids`; the mask shows as ``[MASK]`` and the end of a document as ``<|eos|>``."""
+        shown = {self.eos_id: EOS_TEXT, self.mask_id: MASK_TEXT}
+        parts: list[str] = []
+        for special, group in itertools.groupby(map(int, ids), key=shown.__contains__):
+            run = list(group)
+            if not special:
+                parts.append(self.decode_ordinary(run, first=not parts))
+            elif not skip_special:
+                parts.extend(shown[i] for i in run)
+        return "".join(parts)
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+
+    @property
+    @abstractmethod
+    def mask_id(self) -> int:
+        """Id of the mask token."""
+
+    @property
+    @abstractmethod
+    def eos_id(self) -> int:
+        """Id that ends a document."""
+
+    @property
+    def bos_id(self) -> int:
+        """Id that stands before the first token; the one that ends documents, unless there is one of its own."""
+        return self.eos_id
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits; equal for tokenizers that encode alike."""
+        return digest([type(self).__qualname__, self.state()])
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` needs, JSON-able."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, state: dict[str, Any], folder: Path) -> Tokenizer:
+        """Rebuild a tokenizer from its state and the folder that it was saved in."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into `folder`, for :func:`load_tokenizer`."""
+        content = {"module": type(self).__module__, "class": type(self).__qualname__, "state": self.state()}
+        write_file(folder / STATE_FILE, json.dumps(content))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer that :meth:`Tokenizer.save` wrote into `folder`."""
+    path = Path(folder) / STATE_FILE
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} holds no {STATE_FILE}: name a folder written by a dlmkit run")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kind: type[Tokenizer] = getattr(importlib.import_module(content["module"]), content["class"])
+    return kind.restore(content["state"], Path(folder))

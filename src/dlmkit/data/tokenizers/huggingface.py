@@ -1,0 +1,153 @@
+"""The tokenizer of a pretrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dlmkit.data.files import digest, nearest
+from dlmkit.data.tokenizers.base import Tokenizer
+
+
+class HuggingFace(Tokenizer):
+    """Any Hugging Face tokenizer with a mask token.
+
+    Special tokens that the text spells out ("<|endoftext|>") are encoded as plain text, never to their ids.
+
+    Args:
+        name: name on the hub or a local folder.
+        mask: ``new`` for one more id past the vocabulary, or an existing token or id.
+        eos: the token that ends documents; ``None`` for the tokenizer's own.
+    """
+
+    def __init__(self, name: str, mask: str | int = "new", eos: str | None = None) -> None:
+        self.pretrained = _load(name)
+        self._mask = mask
+        self._eos = eos
+        self._mask_id = _find_mask(self.pretrained, name, mask)
+        self._eos_id = _find_eos(self.pretrained, name, eos)
+        if self._mask_id == self._eos_id:
+            raise ValueError(f"tokenizer.mask = {mask!r} is also the end of documents: use another token, or new")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`."""
+        ids: list[int] = self._encode([text])[0]
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Return the ids of each text, int32."""
+        return [np.asarray(ids, dtype=np.int32) for ids in self._encode(list(texts))]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        # verbose=False: blocks are cut later, so a document longer than the model's context is no news
+        encoded = self.pretrained(
+            texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def decode_ordinary(self, ids: list[int], first: bool) -> str:
+        """Return the text; words after a special token keep the space in front of them."""
+        if first:
+            return self._decode(ids)
+        # SentencePiece tokenizers drop the first space of what they decode: decode behind an anchor, then cut it off.
+        return self._decode([self._eos_id, *ids])[len(self._decode([self._eos_id])) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self.pretrained.decode(ids, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, a new mask included."""
+        return max(len(self.pretrained), self._mask_id + 1)
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token."""
+        return self._mask_id
+
+    @property
+    def eos_id(self) -> int:
+        """Id that ends a document."""
+        return self._eos_id
+
+    @property
+    def bos_id(self) -> int:
+        """The tokenizer's own begin-of-sequence id, or the one that ends documents."""
+        bos: int | None = self.pretrained.bos_token_id
+        return self._eos_id if bos is None else bos
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what decides the ids: the vocabulary, the rules and the special ids, not the name."""
+        return digest([_definition(self.pretrained), self._mask_id, self._eos_id])
+
+    def state(self) -> dict[str, Any]:
+        """Return the special tokens; the vocabulary is saved by transformers beside it."""
+        return {"mask": self._mask, "eos": self._eos}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], folder: Path) -> HuggingFace:
+        """Rebuild from the folder."""
+        return cls(str(folder), state["mask"], state["eos"])
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into `folder`, where transformers can read it too."""
+        self.pretrained.save_pretrained(str(folder))
+        super().save(folder)
+
+
+def _load(name: str) -> PreTrainedTokenizerBase:
+    local = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not local.is_dir():
+        raise ValueError(f"tokenizer.name = {name!r} is no folder: {nearest(name)}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name)
+    except OSError as error:
+        raise ValueError(
+            f"tokenizer.name = {name!r} is neither a folder with a tokenizer nor reachable on the hub: check the name, "
+            f"or run `hf download {name} --local-dir DIR` where there is network and set tokenizer.name=DIR"
+        ) from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _find_mask(tokenizer: PreTrainedTokenizerBase, name: str, mask: str | int) -> int:
+    if mask == "new":
+        return len(tokenizer)
+    if isinstance(mask, int):
+        if not 0 <= mask < len(tokenizer):
+            raise ValueError(f"tokenizer.mask = {mask} is outside [0, {len(tokenizer)}): use an id of {name!r}, or new")
+        return mask
+    return _find_token(tokenizer, name, "mask", mask, "or new for one more id")
+
+
+def _find_eos(tokenizer: PreTrainedTokenizerBase, name: str, eos: str | None) -> int:
+    if eos is not None:
+        return _find_token(tokenizer, name, "eos", eos, "or null for the tokenizer's own")
+    own: int | None = tokenizer.eos_token_id
+    if own is None:
+        raise ValueError(f"{name!r} has no end-of-text token: set tokenizer.eos to one of its tokens, such as '[SEP]'")
+    return own
+
+
+def _find_token(tokenizer: PreTrainedTokenizerBase, name: str, key: str, token: str, otherwise: str) -> int:
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if token not in vocabulary:
+        raise ValueError(f"tokenizer.{key} = {token!r} is no token of {name!r}: use one of its tokens, {otherwise}")
+    return vocabulary[token]
+
+
+def _definition(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the fast tokenizer's full definition, or the vocabulary where there is no fast one."""
+    if tokenizer.is_fast:
+        definition: str = tokenizer.backend_tokenizer.to_str()
+        return definition
+    return digest(tokenizer.get_vocab())

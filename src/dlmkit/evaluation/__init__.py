@@ -1,0 +1,1 @@
+"""Evaluation: the bound on held-out text, with its standard error."""

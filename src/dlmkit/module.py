@@ -1,0 +1,141 @@
+"""DiffusionLM: couples a backbone, a process and an objective to Lightning. It owns no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dlmkit.backbones.base import Backbone
+from dlmkit.evaluation.likelihood import LikelihoodMetric, time_grid
+from dlmkit.lr_schedules import LRSchedule
+from dlmkit.objectives.base import Objective
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.randomness import generator_for
+from dlmkit.t_samplers.base import TimeSampler
+from dlmkit.types import Batch, Noised, TokenLoss
+
+
+class DiffusionLM(pl.LightningModule):
+    """Any backbone with any process and objective, trained and validated on equal terms.
+
+    Args:
+        backbone: the network.
+        process: what noise does.
+        objective: what is minimised, and the bound that is reported.
+        t_sampler: times of a global batch.
+        optimizer: parameter groups -> optimizer.
+        lr_schedule: factor on the learning rate as a function of the step.
+        num_val_times: times at which each validation block is scored (1 for an exact objective).
+        bytes_per_token: UTF-8 bytes per validation token, for bits per byte; ``None`` when the data is not text.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        process: ForwardProcess,
+        objective: Objective,
+        t_sampler: TimeSampler,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        lr_schedule: LRSchedule,
+        num_val_times: int,
+        bytes_per_token: float | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.process = process
+        self.objective = objective
+        self.t_sampler = t_sampler
+        self.make_optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.num_val_times = 1 if objective.exact else num_val_times
+        self.bytes_per_token = bytes_per_token
+        self.seed = seed
+        self.likelihood = LikelihoodMetric()
+        self.counts = torch.zeros(2, dtype=torch.float64)  # scored tokens, positions; since the last optimizer step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return this micro-batch's share of the loss per scored token of the global batch."""
+        batch = self._scorable(batch)
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        t, weight = self._times(len(batch), micro)
+        token_loss = self.token_loss(batch, t, weight, self._generator("noise", self.global_step, micro))
+        num_scored = batch.scored.sum()
+        # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
+        # on_before_optimizer_step: only then is it known.
+        self.counts += torch.stack([num_scored, torch.full_like(num_scored, batch.scored.numel())]).cpu()
+        for name, value in (("loss", token_loss.loss.detach()), ("nll", token_loss.nll)):
+            self.log(f"train/{name}", value.sum() / num_scored, prog_bar=name == "loss")
+        return token_loss.loss.sum() / batch.scored.numel()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the mean over positions into the mean over scored tokens of the global batch (before clipping)."""
+        counts = self.trainer.strategy.reduce(self.counts.to(self.device), reduce_op="sum")
+        factor = float(counts[1] / counts[0])
+        self.counts.zero_()
+        if factor != 1.0:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score every token of the batch at every time of the shared grid."""
+        batch = self._scorable(batch)
+        first = batch_idx * len(batch) * self.trainer.world_size + self.global_rank
+        blocks = first + torch.arange(len(batch), device=self.device) * self.trainer.world_size
+        nll = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
+        for k, t in enumerate(time_grid(blocks, self.num_val_times)):
+            generator = self._generator("validation", batch_idx, k)
+            nll += self.token_loss(batch, t, torch.ones_like(t), generator).nll.double().sum(-1)
+        self.likelihood.update(nll / self.num_val_times, batch.scored.sum(-1))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the bound, its standard error, perplexity and bits per byte."""
+        result = self.likelihood.compute()
+        self.likelihood.reset()
+        values = {"val/nll": result.nll, "val/nll_stderr": result.stderr, "val/ppl": result.perplexity}
+        if self.bytes_per_token is not None:
+            values["val/bpb"] = result.bits_per_byte(self.bytes_per_token)
+        self.log_dict({**values, "val/tokens": float(result.num_tokens)}, rank_zero_only=True)
+
+    def token_loss(self, batch: Batch, t: Tensor, weight: Tensor, generator: torch.Generator) -> TokenLoss:
+        """Noise the batch at t [B], predict, and return per-token losses [B, L]."""
+        x_t = self.process.corrupt(batch.tokens, t, batch.scored, generator)
+        prediction = self.backbone(x_t, t, batch.segments)
+        return self.objective(prediction, Noised(batch.tokens, x_t, t, batch.scored, weight), self.process)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Decay matrices, not vectors; step the learning rate every optimizer step."""
+        parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+        optimizer = self.make_optimizer([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _scorable(self, batch: Batch) -> Batch:
+        if self.backbone.predicts_first:
+            return batch
+        scored = batch.scored.clone()
+        scored[:, 0] = False  # nothing predicts token 0, so it is given: neither noised nor counted
+        return Batch(batch.tokens, scored, batch.segments)
+
+    def _times(self, batch_size: int, micro: int) -> tuple[Tensor, Tensor]:
+        """Return (t, weight) [B] of this micro-batch: every rank and micro-batch takes an even spread of the draw."""
+        accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        t, weight = self.t_sampler.sample(
+            batch_size * accumulate * world, generator_for("cpu", self.seed, "t", self.global_step)
+        )
+        own = slice(micro * world + self.global_rank, None, accumulate * world)
+        return t[own].to(self.device), weight[own].to(self.device)
+
+    def _generator(self, *key: int | str) -> torch.Generator:
+        seed = self.seed if key[0] == "noise" else 0  # validation noise is the same for every run
+        return generator_for(self.device, seed, *key, self.global_rank)

@@ -1,0 +1,1 @@
+"""Objectives: (prediction, noised, process) -> TokenLoss."""

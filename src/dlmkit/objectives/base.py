@@ -1,0 +1,56 @@
+"""The seam of objectives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.types import Noised, Predictor, TokenLoss
+
+Predicts = Literal["x0", "x0_loo", "score", "next"]
+"""What a trained network's output means: the posterior of x_0 given x_t, the same without looking at the position's own
+noisy token (leave-one-out), a score ratio, or the next token of a causal model."""
+
+
+class Objective(ABC):
+    """What is minimised, and the bound on -log p(x_0) that goes with it.
+
+    Laws (tests/laws/test_objectives.py): with the exact predictor the integral of nll over t is -log p(x) for each x;
+    any other predictor has a larger mean; closed forms equal the generic `elbo`.
+    """
+
+    predicts: Predicts
+    exact = False
+    """Whether nll is the exact -log p(x_0) rather than an upper bound on it."""
+
+    @abstractmethod
+    def __call__(self, prediction: Predictor, noised: Noised, process: ForwardProcess) -> TokenLoss:
+        """Return per-token losses [B, L], nats.
+
+        Args:
+            prediction: what the network says about `noised.x_t`.
+            noised: clean and noisy tokens, their time and the time sampler's weight.
+            process: the noise that made `noised.x_t`.
+        """
+
+    def check(self, process: ForwardProcess) -> None:
+        """Raise ValueError when this objective does not hold for `process`; called before anything is trained."""
+
+    def head_fraction(self, process: ForwardProcess) -> float:
+        """Return the expected share of scored positions at which the head runs, for counting FLOPs."""
+        return 1.0
+
+
+def scatter(values: Tensor, where: Tensor) -> Tensor:
+    """Return [B, L] with `values` [N] at the True entries of `where` and zero elsewhere, differentiably."""
+    out = torch.zeros(where.shape, dtype=values.dtype, device=values.device)
+    return out.masked_scatter(where, values)
+
+
+def at_positions(per_sequence: Tensor, where: Tensor) -> Tensor:
+    """Return per-sequence values [B] repeated to the True entries of `where` [B, L], as [N]."""
+    return per_sequence[:, None].expand(where.shape)[where]

@@ -1,0 +1,1 @@
+"""Forward processes: what noise does to tokens."""

@@ -1,0 +1,98 @@
+"""Run folders: where a run keeps its record, and how one starts from another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+POLICIES = ("refuse", "overwrite", "resume")
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """Return the run's summary, or ``None`` when there is none yet."""
+    path = run_dir / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error.msg}): delete the run folder and train again") from error
+    return summary
+
+
+def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Write the summary atomically: a crash leaves the old one."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / f".{SUMMARY}.{os.getpid()}"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(run_dir / SUMMARY)
+
+
+def claim(run_dir: Path, policy: str) -> Path | None:
+    """Check that `run_dir` may be used for a run, and return the checkpoint to resume from, if any.
+
+    Args:
+        run_dir: the run's folder.
+        policy: what to do with a folder in use: "refuse", "overwrite" (delete it) or "resume".
+
+    Raises:
+        ValueError: the folder is in use and the policy is "refuse", or there is nothing to resume.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"if_exists {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
+    summary = read_summary(run_dir)
+    if summary is None or policy == "overwrite":
+        return None
+    if policy == "refuse":
+        raise ValueError(
+            f"{run_dir} already holds a run ({summary['status']}): set if_exists=overwrite to replace it,"
+            " if_exists=resume to go on with it, or choose another name"
+        )
+    if summary["status"] == "finished":
+        raise ValueError(
+            f"{run_dir} is finished: raise budget.tokens under another name with init_from, or overwrite it"
+        )
+    checkpoints = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise ValueError(f"{run_dir} has no checkpoint to resume from yet: set if_exists=overwrite")
+    return checkpoints[-1]
+
+
+def clear(run_dir: Path) -> None:
+    """Empty the folder of a run that is about to be made again."""
+    for path in run_dir.iterdir() if run_dir.is_dir() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def checkpoint_of(path: Path) -> tuple[Path, Path]:
+    """Return (run folder, checkpoint file) for a run's folder or a checkpoint in it.
+
+    Raises:
+        ValueError: neither, or the run has not finished.
+    """
+    if path.is_file() and path.suffix == ".ckpt":
+        return path.parent.parent, path
+    if not (path / CONFIG).is_file():
+        raise ValueError(f"{path} is neither a run folder (with {CONFIG}) nor a .ckpt file: run `dlmkit train` first")
+    if not (path / LAST_CHECKPOINT).is_file():
+        raise ValueError(
+            f"{path} has no {LAST_CHECKPOINT}: the run has not finished; name one of its checkpoints instead"
+        )
+    return path, path / LAST_CHECKPOINT
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working directory's repository, with "+" when it has uncommitted changes."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if status.strip() else "")

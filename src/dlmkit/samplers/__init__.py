@@ -1,0 +1,1 @@
+"""Samplers: one reverse step each; `generate` is the only loop."""

@@ -1,0 +1,140 @@
+"""The seam of samplers, and the one loop that runs them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.types import Canvas, Predictor
+
+OnStep = Callable[[int, Tensor], None]
+"""Called after each step with (step index, tokens [B, L])."""
+
+
+class Denoiser(Protocol):
+    """What a sampler needs of a backbone."""
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Predictor:
+        """Return the prediction for x_t (int64 [B, M]) at time t (float64 [B])."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reverse step, as a sampler sees it.
+
+    Attributes:
+        index: 0 for the first step.
+        num_steps: how many there are.
+        t: time before the step, float64 [B].
+        s: time after it, float64 [B]; 0 in the last step.
+    """
+
+    index: int
+    num_steps: int
+    t: Tensor
+    s: Tensor
+
+
+class Sampler(ABC):
+    """One way to walk from noise to text. State goes in and out; nothing is kept on the object.
+
+    Laws (tests/laws/test_samplers.py): with the exact predictor the samples have the data's distribution; fixed tokens
+    never change; no mask is left.
+    """
+
+    expects: str
+    """Which meaning of the network's output (see `dlmkit.objectives.base.Predicts`) the step is right for."""
+
+    def init(self, canvas: Canvas) -> Any:
+        """Return the state before the first step."""
+        return None
+
+    def num_steps(self, canvas: Canvas, requested: int) -> int:
+        """Return how many steps this sampler takes when `requested` are asked for."""
+        return requested
+
+    def times(self, num_steps: int) -> Tensor:
+        """Return the grid of times, float64 [num_steps + 1], from 1 down to 0."""
+        return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
+
+    @abstractmethod
+    def step(
+        self,
+        denoiser: Denoiser,
+        process: ForwardProcess,
+        x_t: Tensor,
+        fixed: Tensor,
+        step: Step,
+        state: Any,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Any]:
+        """Return (tokens [B, L], state) after one step from x_t (int64 [B, L]); `fixed` (bool [B, L]) must not change."""
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser,
+    process: ForwardProcess,
+    sampler: Sampler,
+    canvas: Canvas,
+    num_steps: int,
+    generator: torch.Generator,
+    on_step: OnStep | None = None,
+) -> Canvas:
+    """Fill the free positions of `canvas`: the only sampling loop there is.
+
+    Args:
+        denoiser: the network (a backbone in eval mode).
+        process: the noise that it was trained on.
+        sampler: the reverse step.
+        canvas: fixed tokens stay; free positions start from the process's prior.
+        num_steps: how many steps to take, at least 1.
+        generator: on the canvas's device; the only source of randomness.
+        on_step: called after every step.
+
+    Returns:
+        The filled canvas.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps {num_steps} is below 1: ask for at least one step")
+    state = sampler.init(canvas)
+    num_steps = sampler.num_steps(canvas, num_steps)
+    batch, length = canvas.tokens.shape
+    tokens = torch.where(canvas.fixed, canvas.tokens, start(process, (batch, length), generator))
+    times = sampler.times(num_steps).to(tokens.device)
+    for index in range(num_steps):
+        now = Step(index, num_steps, times[index].expand(batch), times[index + 1].expand(batch))
+        tokens, state = sampler.step(denoiser, process, tokens, canvas.fixed, now, state, generator)
+        if on_step is not None:
+            on_step(index, tokens)
+    return Canvas(tokens, canvas.fixed)
+
+
+def start(process: ForwardProcess, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return what free positions hold before the first step: noise, or zeros where there is none (AR fills them in)."""
+    if process.noises:
+        return process.prior(shape, generator)
+    return torch.zeros(shape, dtype=torch.int64, device=generator.device)
+
+
+def check_agreement(predicts: str, sampler: Sampler, process: ForwardProcess) -> None:
+    """Refuse a sampler whose step is wrong for what the network was trained to predict.
+
+    Raises:
+        ValueError: the two disagree. Under absorbing noise "x0" and "x0_loo" coincide.
+    """
+    posterior = {"x0", "x0_loo"}
+    if sampler.expects == predicts or (process.loo_is_x0 and {sampler.expects, predicts} <= posterior):
+        return
+    name = type(sampler).__name__.lower()
+    remedy = "autoregressive" if predicts == "next" else "ancestral"
+    raise ValueError(
+        f"sampler={name} expects a network that predicts {sampler.expects!r}, this objective's predicts {predicts!r}:"
+        f" set sampler={remedy}"
+    )

@@ -1,0 +1,41 @@
+"""The seam of noise schedules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Schedule(ABC):
+    """alpha(t): the probability that a token is still clean at time t; t = 0 is data, t = 1 is noise.
+
+    Laws (tests/laws/test_schedules.py): alpha(0) = 1, alpha(1) ~ 0, non-increasing, `derivative` = autograd.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return alpha(t), same shape and dtype as `t`, in [0, 1]; `t` is in [0, 1]."""
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """Return d alpha / dt at `t`, same shape; by autograd unless a subclass has a closed form."""
+        with torch.enable_grad():
+            t = t.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self.alpha(t).sum(), t)
+        return slope
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        """Return the t in [0, 1] with alpha(t) = `alpha` (same shape, float64), by bisection to 1e-12."""
+        low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
+        for _ in range(42):
+            middle = (low + high) / 2
+            above = self.alpha(middle) > alpha
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (low + high) / 2
+
+
+def check_open_unit(name: str, value: float) -> None:
+    """Raise ValueError unless 0 <= value < 1."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} {value} is outside [0, 1): it is a share of signal left at t = 1, try 1e-3")

@@ -1,0 +1,40 @@
+"""The seam of time samplers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class TimeSampler(ABC):
+    """Draws the times of one whole global batch (all ranks, all accumulation steps), float64 on the CPU.
+
+    Every rank draws the same vector from the same seed and takes every R-th entry of it, so that each sees the whole
+    range of t and the union does not depend on how the batch is split.
+
+    Law (tests/laws/test_t_samplers.py): the mean of weight * f(t) is the integral of f over [0, 1].
+    """
+
+    @abstractmethod
+    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return (t, weight), float64 [num]: t in (0, 1], weight = 1 / density at t."""
+
+
+def check_eps(eps: float) -> None:
+    """Raise ValueError unless 0 <= eps < 1."""
+    if not 0.0 <= eps < 1.0:
+        raise ValueError(f"eps {eps} is outside [0, 1): it is the smallest t that is drawn, try 1e-3 (or 0)")
+
+
+def stretch(u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Map u in [0, 1) to t in (eps, 1]; the weight 1 - eps makes the mean the integral over [eps, 1]."""
+    t = 1.0 - (1.0 - eps) * u
+    return t, torch.full_like(t, 1.0 - eps)
+
+
+def strata(num: int, generator: torch.Generator) -> Tensor:
+    """Return one uniform draw from each of `num` equal cells of [0, 1), in random order, float64."""
+    jitter = torch.rand(num, dtype=torch.float64, generator=generator)
+    return (torch.randperm(num, generator=generator) + jitter) / num

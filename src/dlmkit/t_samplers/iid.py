@@ -1,0 +1,22 @@
+"""Independent uniform times."""
+
+import torch
+from torch import Tensor
+
+from dlmkit.t_samplers.base import TimeSampler, check_eps, stretch
+
+
+class IID(TimeSampler):
+    """t ~ U(eps, 1), independent for each sequence. Source: arXiv 2410.17891, algorithm 1 (eps = 1e-3 in its code).
+
+    Args:
+        eps: smallest t; the integral over [0, eps] is left out of the training loss.
+    """
+
+    def __init__(self, eps: float) -> None:
+        check_eps(eps)
+        self.eps = eps
+
+    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return independent draws."""
+        return stretch(torch.rand(num, dtype=torch.float64, generator=generator), self.eps)

@@ -1,0 +1,33 @@
+"""Times spread evenly over the masked share instead of over t."""
+
+import torch
+from torch import Tensor
+
+from dlmkit.schedules.base import Schedule
+from dlmkit.t_samplers.base import TimeSampler, check_eps, strata
+
+
+class Importance(TimeSampler):
+    """Stratified draws of alpha(t), that is, density proportional to -alpha'(t).
+
+    The masked bound integrates -alpha'(t) * (mean cross-entropy at the masked tokens), so under this density every
+    schedule is trained as the linear one is: the bound does not depend on the schedule (arXiv 2406.07524, section 3),
+    and with this sampler its variance does not either.
+
+    Args:
+        schedule: alpha(t), the one that the process uses.
+        eps: smallest noised share 1 - alpha that is drawn.
+    """
+
+    def __init__(self, schedule: Schedule, eps: float) -> None:
+        check_eps(eps)
+        self.schedule = schedule
+        self.eps = eps
+
+    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return draws with weight = (range of alpha) / -alpha'(t)."""
+        ends = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        top, bottom = ends[0] - self.eps, ends[1]
+        alpha = bottom + (top - bottom) * strata(num, generator)
+        t = self.schedule.inverse(alpha)
+        return t, (top - bottom) / -self.schedule.derivative(t)

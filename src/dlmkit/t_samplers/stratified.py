@@ -1,0 +1,24 @@
+"""One uniform time from each cell of an even partition."""
+
+import torch
+from torch import Tensor
+
+from dlmkit.t_samplers.base import TimeSampler, check_eps, strata, stretch
+
+
+class Stratified(TimeSampler):
+    """One t in each of `num` equal cells of [eps, 1], in random order: unbiased, with less variance than `iid`.
+
+    Source: arXiv 2406.07524 (MDLM), section 3 ("low-discrepancy sampler", arXiv 2107.00630 appendix I.1).
+
+    Args:
+        eps: smallest t; the integral over [0, eps] is left out of the training loss.
+    """
+
+    def __init__(self, eps: float) -> None:
+        check_eps(eps)
+        self.eps = eps
+
+    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return one draw per cell."""
+        return stretch(strata(num, generator), self.eps)

@@ -1,0 +1,1 @@
+"""A Hydra sweeper for sweeps in which some runs start from others."""

@@ -1,0 +1,1 @@
+"""The laws: what every part must obey, checked on sources small enough to enumerate."""
