@@ -62,6 +62,7 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     objective.check(process)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = build_backbone(config)
+    backbone.check_length(config.length)
     if backbone.causal != objective.exact:
         raise ValueError(
             f"causal={str(backbone.causal).lower()} does not fit objective={type(objective).__name__.lower()}: an"
@@ -74,7 +75,7 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         t_sampler=instantiate(config.t_sampler),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_schedule=instantiate(config.lr_schedule),
-        num_val_times=config.validation.num_times,
+        num_val_times=config.validation.check_times,
         bytes_per_token=bytes_per_token,
         seed=config.seed,
     )
@@ -82,7 +83,6 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
 
 def build_trainer(config: DictConfig, run_dir: Path, callbacks: list[pl.Callback], progress: bool) -> pl.Trainer:
     """Build the Trainer of one run: logs and checkpoints go into `run_dir`."""
-    validation_blocks = config.validation.blocks
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     return pl.Trainer(
         **options,
@@ -90,7 +90,6 @@ def build_trainer(config: DictConfig, run_dir: Path, callbacks: list[pl.Callback
         accumulate_grad_batches=config.batch.accumulate,
         val_check_interval=config.validation.every_steps * config.batch.accumulate,
         check_val_every_n_epoch=None,
-        limit_val_batches=max(1, validation_blocks // config.batch.micro_size),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,

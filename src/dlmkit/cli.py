@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:  # noqa: BLE001  # turned into one line, or raised again
+    except Exception as error:  # turned into one line, or raised again
         from dlmkit.config import explain
 
         line = explain(error)

@@ -55,11 +55,15 @@ class DiffusionLM(pl.LightningModule):
         self.t_sampler = t_sampler
         self.make_optimizer = optimizer
         self.lr_schedule = lr_schedule
-        self.num_val_times = 1 if objective.exact else num_val_times
+        self.set_val_times(num_val_times)
         self.bytes_per_token = bytes_per_token
         self.seed = seed
         self.likelihood = LikelihoodMetric()
         self.counts = torch.zeros(2, dtype=torch.float64)  # scored tokens, positions; since the last optimizer step
+
+    def set_val_times(self, num_val_times: int) -> None:
+        """Score each validation block at `num_val_times` times from now on (once, if the objective is exact)."""
+        self.num_val_times = 1 if self.objective.exact else num_val_times
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the loss per scored token of the global batch."""

@@ -56,6 +56,24 @@ class Backbone(nn.Module, ABC):
         """
 
     @property
+    @abstractmethod
+    def max_length(self) -> int:
+        """The longest block L, in tokens, that the network reads (a prepended BOS not counted)."""
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError when blocks of `length` tokens are too long for the network."""
+        if length > self.max_length:
+            raise ValueError(
+                f"length {length} is more than this backbone's {self.max_length} positions for tokens: set length to"
+                f" at most {self.max_length}, or take a backbone with more positions"
+            )
+
+    @property
+    def extra_positions(self) -> int:
+        """How many positions more than tokens the network reads: 1 for a BOS that stands beside all tokens."""
+        return int(self.shift and self.bos_id is not None and not self.causal)
+
+    @property
     def num_params(self) -> int:
         """Number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

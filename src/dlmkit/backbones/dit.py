@@ -84,7 +84,7 @@ class DiT(Backbone):
                 f"hidden_size {hidden_size} with {num_heads} heads: rotary positions need an even number of dimensions"
                 f" per head; choose a hidden_size that is a multiple of {2 * num_heads}"
             )
-        self.max_length = max_length
+        self._max_length = max_length
         self.head_size = hidden_size // num_heads
         self.embedding = _Embedding(vocab_size, hidden_size)
         self.time = TimeEmbedding(cond_size) if time_conditioned else None
@@ -95,6 +95,11 @@ class DiT(Backbone):
         self.final = Modulation(modulation_input, hidden_size, num_vectors=2)
         self.unembedding = None if tied else _ZeroLinear(hidden_size, vocab_size, bias=False)
 
+    @property
+    def max_length(self) -> int:
+        """The `max_length` that was asked for; rotary positions have no table to run out of."""
+        return self._max_length
+
     def forward(self, x_t: Tensor, t: Tensor, segments: Tensor | None = None) -> Prediction:
         """Return the prediction for x_t (int64 [B, L]) at time t (float64 [B], in [0, 1]); row i is about token i.
 
@@ -102,11 +107,7 @@ class DiT(Backbone):
             ValueError: L exceeds ``max_length``.
         """
         length = x_t.shape[1]
-        if length > self.max_length:
-            raise ValueError(
-                f"block of {length} tokens is longer than the backbone's max_length {self.max_length}:"
-                f" set length to at most {self.max_length}, or raise backbone.max_length"
-            )
+        self.check_length(length)
         ids, segments = self.read(x_t, segments)
         width = ids.shape[1]
         visible = self.visibility(width, ids.device)

@@ -66,14 +66,9 @@ class HFBackbone(Backbone):
 
     def forward(self, x_t: Tensor, t: Tensor, segments: Tensor | None = None) -> Prediction:
         """Return the prediction for x_t (int64 [B, L]); t is not read."""
+        self.check_length(x_t.shape[1])
         ids, read_segments = self.read(x_t, segments)
         length = ids.shape[1]
-        limit = _max_positions(self.model.config)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"a block of {length} positions (BOS included) is longer than the model's {limit}:"
-                f" set length to at most {limit - (length - x_t.shape[1])}, or backbone.bos=none to save one position"
-            )
         mask = attention_mask(
             length,
             ids.device,
@@ -91,6 +86,11 @@ class HFBackbone(Backbone):
         assert isinstance(output, nn.Linear)
         # Rows beyond the tokenizer's ids are padding that some models carry; they are never predicted.
         return Head(output.weight[: self.vocab_size], None if output.bias is None else output.bias[: self.vocab_size])
+
+    @property
+    def max_length(self) -> int:
+        """The model's positions, less the one that a prepended BOS takes."""
+        return int(self.model.config.max_position_embeddings) - self.extra_positions
 
     def flops_per_token(self, length: int, head_fraction: float) -> float:
         """6 per trunk and used head parameter, and 12 L D per layer for attention (half of it when causal).
@@ -193,23 +193,22 @@ def _resize(model: PreTrainedModel, vocab_size: int) -> None:
 
     Source: the initialisation of the mask row in the code of arXiv 2410.17891 (appendix B.2).
     """
-    old = model.get_input_embeddings().weight.shape[0]
+    old = int(_token_tables(model)[0].weight.shape[0])
     if old >= vocab_size:
         return
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    tables = {id(module.weight): module.weight for module in _embeddings(model)}
+    tables = {id(module.weight): module.weight for module in _token_tables(model)}
     with torch.no_grad():
         for table in tables.values():
             noise = torch.randn_like(table[old:]) / math.sqrt(table.shape[1])
             table[old:] = table[:old].mean(0) + noise
 
 
+def _token_tables(model: PreTrainedModel) -> list[Any]:
+    """Return the input embedding and the head; one table twice where they are tied."""
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
 def _embeddings(model: PreTrainedModel) -> list[Any]:
-    """Return input, output and learned position embeddings: what is looked up, or is the head."""
-    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return modules + [module for module in model.modules() if isinstance(module, nn.Embedding)]
-
-
-def _max_positions(config: PretrainedConfig) -> int | None:
-    """Return the longest block that the model's positions allow; rotary positions have no table to run out of."""
-    return int(config.max_position_embeddings)
+    """Return token tables and learned positions: what is looked up, or is the head."""
+    return _token_tables(model) + [module for module in model.modules() if isinstance(module, nn.Embedding)]

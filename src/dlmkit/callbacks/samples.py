@@ -58,7 +58,9 @@ class SampleLogger(pl.Callback):
             return
         self.last_step = trainer.global_step
         assert isinstance(pl_module, DiffusionLM)
-        texts = self._texts(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        canvas = self._canvas(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        num_steps = self.sampler.num_steps(canvas, self.num_steps)
+        texts = [trainer.datamodule.decode(row) for row in self._fill(pl_module, canvas)]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
@@ -66,7 +68,7 @@ class SampleLogger(pl.Callback):
         record = {
             "step": trainer.global_step,
             "sampler": type(self.sampler).__name__.lower(),
-            "num_steps": self.num_steps,
+            "num_steps": num_steps,
             "samples": [{"prompt": None, "text": text} for text in texts],
         }
         folder = Path(trainer.default_root_dir) / "samples"
@@ -74,20 +76,24 @@ class SampleLogger(pl.Callback):
         path = folder / f"step_{trainer.global_step:07d}.json"
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
-    def _texts(self, module: DiffusionLM, data: BlockDataModule) -> list[str]:
-        backbone, ratio, seed = module.backbone, module.backbone.attention_ratio, module.backbone.attention_seed
-        training = backbone.training
-        backbone.eval()
-        backbone.set_attention(1.0, 0)
-        generator = generator_for(module.device, self.seed, "samples")
+    def _canvas(self, module: DiffusionLM, data: BlockDataModule) -> Canvas:
         shape = (self.num_samples, self.length)
         fixed = torch.zeros(shape, dtype=torch.bool, device=module.device)
         tokens = torch.zeros(shape, dtype=torch.int64, device=module.device)
-        if not backbone.predicts_first:  # then the first token is given: the start of a document
+        if not module.backbone.predicts_first:  # then the first token is given: the start of a document
             eos_id = data.vocabulary.eos_id
             assert eos_id is not None
             tokens[:, 0], fixed[:, 0] = eos_id, True
-        canvas = generate(backbone, module.process, self.sampler, Canvas(tokens, fixed), self.num_steps, generator)
+        return Canvas(tokens, fixed)
+
+    def _fill(self, module: DiffusionLM, canvas: Canvas) -> list[list[int]]:
+        """Return generated token ids, with the network in eval mode and full attention, both put back afterwards."""
+        backbone, generator = module.backbone, generator_for(module.device, self.seed, "samples")
+        training, ratio, seed = backbone.training, backbone.attention_ratio, backbone.attention_seed
+        backbone.eval()
+        backbone.set_attention(1.0, 0)
+        filled = generate(backbone, module.process, self.sampler, canvas, self.num_steps, generator)
         backbone.train(training)
         backbone.set_attention(ratio, seed)
-        return [data.decode(row) for row in canvas.tokens.tolist()]
+        rows: list[list[int]] = filled.tokens.tolist()
+        return rows

@@ -80,6 +80,6 @@ def smoke(family: str) -> tuple[float, float]:
     t, weight = module.t_sampler.sample(8, generator_for("cpu", 0))
     losses = module.token_loss(batch, t.to(device), weight.to(device), generator_for(device, 0))
     loss = losses.loss.sum() / batch.scored.sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
-    return time.perf_counter() - begin, float(loss)
+    return time.perf_counter() - begin, float(loss.detach())

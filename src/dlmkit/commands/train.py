@@ -91,7 +91,7 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
     began = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
     trainer.save_checkpoint(run_dir / runs.LAST_CHECKPOINT)
-    trainer.limit_val_batches = 1.0
+    module.set_val_times(config.validation.num_times)
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
     summary = record.finish(trainer, module, dict(metrics))
     _conclude(console, summary, time.perf_counter() - began)

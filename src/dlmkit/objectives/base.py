@@ -37,6 +37,7 @@ class Objective(ABC):
             process: the noise that made `noised.x_t`.
         """
 
+    @abstractmethod
     def check(self, process: ForwardProcess) -> None:
         """Raise ValueError when this objective does not hold for `process`; called before anything is trained."""
 

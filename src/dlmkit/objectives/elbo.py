@@ -1,4 +1,4 @@
-"""The generic bound: needs only the process's coefficients. Slow and memory-hungry; every closed form is tested on it."""
+"""The generic bound, from the process's coefficients alone: slow, memory-hungry, and the reference of closed forms."""
 
 from __future__ import annotations
 

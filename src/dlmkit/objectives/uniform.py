@@ -14,8 +14,8 @@ from dlmkit.types import Noised, Predictor, TokenLoss
 class UniformBound(Objective):
     """The bound for uniform noise with the sum over tokens done in closed form.
 
-    With b = (1 - alpha_t) / N and p(y) = alpha_t x_theta(y) + b, only p at x_0 and at x_t and the sum of log p are
-    needed; no one-hot of size V is built. Source: arXiv 2506.10892 (Duo), section 3.2, equal to arXiv 2412.10193
+    With b = (1 - alpha_t) / N and p(y) = alpha_t x_theta(y) + b, only p at x_0 and at x_t and the sum of log(p / b)
+    are needed; no one-hot of size V is built. Source: arXiv 2506.10892 (Duo), section 3.2, equal to arXiv 2412.10193
     (UDLM), equation 14. x_theta must be the leave-one-out posterior p(x_0^i | x_t^{-i}) for the bound to be tight.
     """
 
@@ -34,7 +34,7 @@ class UniformBound(Objective):
 
         def bound(logits: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor, floor: Tensor, rate: Tensor) -> Tensor:
             alpha, floor, rate = (value.to(logits.dtype) for value in (alpha, floor, rate))
-            return closed_form(uniform.log_x0(logits, z), x_0, z, alpha, floor, rate, uniform)
+            return closed_form(uniform.log_x0(logits, z), x_0, z, alpha, floor, rate)
 
         nll = prediction.map_logits(bound, where, x_0, z, alpha, floor, rate)
         per_token = scatter(nll, where)
@@ -45,23 +45,21 @@ class UniformBound(Objective):
         _uniform(process)
 
 
-def closed_form(
-    log_x_theta: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor, floor: Tensor, rate: Tensor, process: Uniform
-) -> Tensor:
-    """Return the bound's integrand [n] from log x_theta [n, V] and per-token x_0, z, alpha, b = floor, and rate [n]."""
-    num_tokens = process.num_tokens
-    log_p = torch.log(alpha[:, None] * log_x_theta.exp() + floor[:, None])
-    total = log_p.sum(-1)
-    if process.mask_id is not None:
-        total = total - log_p[:, process.mask_id]
-    log_p_x, log_p_z = log_p.gather(-1, x_0[:, None])[:, 0], log_p.gather(-1, z[:, None])[:, 0]
+def closed_form(log_x_theta: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor, floor: Tensor, rate: Tensor) -> Tensor:
+    """Return the bound's integrand [n] from log x_theta [n, V] and per-token x_0, z, alpha, b = floor, and rate [n].
 
-    peak = alpha + floor
-    entropy = peak * peak.log() + (num_tokens - 1) * floor * floor.log()
-    kl = entropy - alpha * log_p_x - floor * total
-    log_q_z = torch.where(z == x_0, peak, floor).log()
-    log_ratio = log_q_z - log_p_z
-    return rate * (-log_q_z).exp() * (kl + log_ratio.exp() - log_ratio - 1.0)
+    Everything is written in log(p / b) = log1p(alpha x_theta / b), which is small where alpha is: in log p itself the
+    terms cancel from order 1 to order alpha^2, and float32 is lost near t = 1.
+    """
+    odds = alpha / floor
+    lift = torch.log1p(odds[:, None] * log_x_theta.exp())  # zero at the mask
+    lift_x, lift_z = lift.gather(-1, x_0[:, None])[:, 0], lift.gather(-1, z[:, None])[:, 0]
+
+    peak = torch.log1p(odds)
+    kl = (alpha + floor) * (peak - lift_x) - floor * (lift.sum(-1) - lift_x)
+    log_ratio = torch.where(z == x_0, peak, 0.0) - lift_z
+    q_z = torch.where(z == x_0, alpha + floor, floor)
+    return rate / q_z * (kl + torch.expm1(log_ratio) - log_ratio)
 
 
 def _uniform(process: ForwardProcess) -> Uniform:

@@ -92,7 +92,8 @@ class ForwardProcess(ABC):
 
     def rate(self, t: Tensor) -> Tensor:
         """Return the jump rate r_t(z) [B, V] from any other token to z: mass'_t(z) - alpha'_t / alpha_t mass_t(z)."""
-        (alpha, mass), (d_alpha, d_mass) = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))
+        values, slopes = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[:2]
+        (alpha, mass), (d_alpha, d_mass) = values, slopes
         return d_mass - (d_alpha / alpha)[:, None] * mass
 
     def prior(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -125,7 +126,7 @@ class ScheduledProcess(ForwardProcess, ABC):
 
 
 def _distribution(mass: Tensor) -> Tensor:
-    """Return mass [B, V] normalised; the uniform distribution in rows without any (t = 0), where it is not drawn from."""
+    """Return mass [B, V] normalised; uniform in rows without any (t = 0), where nothing is drawn from it."""
     total = mass.sum(-1, keepdim=True)
     return torch.where(total > 0, mass / total.clamp_min(torch.finfo(mass.dtype).tiny), torch.ones_like(mass))
 

@@ -74,7 +74,7 @@ class Sampler(ABC):
         state: Any,
         generator: torch.Generator,
     ) -> tuple[Tensor, Any]:
-        """Return (tokens [B, L], state) after one step from x_t (int64 [B, L]); `fixed` (bool [B, L]) must not change."""
+        """Return (tokens [B, L], state) after one step from x_t [B, L]; where `fixed` (bool [B, L]) nothing changes."""
 
 
 @torch.no_grad()

@@ -35,6 +35,11 @@ def stretch(u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def strata(num: int, generator: torch.Generator) -> Tensor:
-    """Return one uniform draw from each of `num` equal cells of [0, 1), in random order, float64."""
+    """Return one uniform draw from each of `num` equal cells of [0, 1), float64, starting at a random cell.
+
+    In order but for the start, so that every R-th entry (a rank's share) has one draw in each R-fold cell; the random
+    start gives each row of the batch every cell equally often.
+    """
+    start = torch.randint(num, (1,), generator=generator)
     jitter = torch.rand(num, dtype=torch.float64, generator=generator)
-    return (torch.randperm(num, generator=generator) + jitter) / num
+    return ((torch.arange(num) + start) % num + jitter) / num

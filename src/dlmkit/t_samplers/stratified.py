@@ -7,7 +7,7 @@ from dlmkit.t_samplers.base import TimeSampler, check_eps, strata, stretch
 
 
 class Stratified(TimeSampler):
-    """One t in each of `num` equal cells of [eps, 1], in random order: unbiased, with less variance than `iid`.
+    """One t in each of `num` equal cells of [eps, 1]: unbiased, with less variance than `iid`.
 
     Source: arXiv 2406.07524 (MDLM), section 3 ("low-discrepancy sampler", arXiv 2107.00630 appendix I.1).
 

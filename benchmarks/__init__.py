@@ -1,0 +1,1 @@
+"""Speed and memory, measured against plain reference code; see README.md."""

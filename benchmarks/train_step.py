@@ -1,0 +1,345 @@
+"""Training step of masked diffusion: dlmkit's parts against a plain step written from the published description.
+
+    python -m benchmarks.train_step [--shape NAME ...] [--device auto|cpu|cuda] [--out DIR]
+
+Each variant lives in a process of its own, so that peak memory is its own, and the processes take turns, so that a
+machine that slows down slows both. Both start from the same weights and see the same tokens, times and noise; the run
+fails unless their losses agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from lightning.fabric.utilities.throughput import get_available_flops
+from torch import Tensor
+
+from dlmkit.backbones.hf import HFBackbone
+from dlmkit.objectives.masked import Masked
+from dlmkit.processes.absorbing import Absorbing
+from dlmkit.randomness import generator_for
+from dlmkit.schedules.linear import Linear
+from dlmkit.t_samplers.stratified import Stratified
+from dlmkit.types import Noised
+
+WARM_UP = 2
+CPU_THREADS = 2
+Step = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""(x_0 [B, L], t [B], generator of the noise) -> loss."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A GPT-2 from scratch (dropout 0) and the batch it is given; the vocabulary is GPT-2's and a mask token."""
+
+    layers: int
+    hidden: int
+    heads: int
+    length: int
+    batch: int
+    vocab: int = 50_258
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token, the last."""
+        return self.vocab - 1
+
+
+SHAPES = {
+    "small_vocab50k": Shape(layers=4, hidden=256, heads=4, length=512, batch=8),
+    "gpt2_127m": Shape(layers=12, hidden=768, heads=12, length=512, batch=2),
+    "gpt2_127m_gpu": Shape(layers=12, hidden=768, heads=12, length=512, batch=64),
+    "gpt2_355m_gpu": Shape(layers=24, hidden=1024, heads=16, length=1024, batch=16),
+}
+
+
+def dlmkit_step(backbone: HFBackbone, shape: Shape) -> Step:
+    """Return the step as a dlmkit user runs it."""
+    process = Absorbing(Linear(), shape.vocab, shape.mask_id)
+    objective = Masked()
+
+    def step(x_0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        scored = torch.ones_like(x_0, dtype=torch.bool)
+        scored[:, 0] = False  # nothing predicts token 0
+        x_t = process.corrupt(x_0, t, scored, generator)
+        noised = Noised(x_0, x_t, t, scored, torch.ones_like(t))
+        return objective(backbone(x_t, t), noised, process).loss.sum() / scored.sum()
+
+    return step
+
+
+def reference_step(backbone: HFBackbone, shape: Shape) -> Step:
+    """Return the plain step, from the description in arXiv 2410.17891 (algorithm 1 and section 3.2).
+
+    Full logits, a dense additive attention mask (all visible, as after annealing), cross-entropy at every position,
+    zeroed where nothing is masked, weighted 1 / t, shifted by slicing. Departures, for equal losses: token 0 is left
+    clean, no dropout, and the sum is divided by the number of scorable tokens.
+    """
+    model = backbone.model
+
+    def step(x_0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        batch, length = x_0.shape
+        masked = torch.rand(x_0.shape, dtype=torch.float64, device=x_0.device, generator=generator) >= 1.0 - t[:, None]
+        masked[:, 0] = False
+        x_t = x_0.masked_fill(masked, shape.mask_id)
+        device_type = x_0.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else torch.float32
+        mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_0.device)
+        logits = model(input_ids=x_t, attention_mask=mask, use_cache=False).logits[:, :-1]
+        targets, masked = x_0[:, 1:], masked[:, 1:]
+        loss = F.cross_entropy(logits.reshape(-1, shape.vocab).float(), targets.reshape(-1), reduction="none")
+        loss = loss.view(targets.shape).masked_fill(~masked, 0.0)
+        return (loss / t[:, None].float()).sum() / masked.numel()
+
+    return step
+
+
+VARIANTS: dict[str, tuple[Callable[[HFBackbone, Shape], Step], str]] = {
+    "dlmkit": (dlmkit_step, "sdpa"),
+    "reference": (reference_step, "sdpa"),
+    "dlmkit_flash_attention_2": (dlmkit_step, "flash_attention_2"),
+}
+
+
+def build_backbone(shape: Shape, attention: str) -> HFBackbone:
+    """Return the network; the same weights each time."""
+    torch.manual_seed(0)
+    sizes = {"n_layer": shape.layers, "n_embd": shape.hidden, "n_head": shape.heads, "n_positions": shape.length}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return HFBackbone(
+        vocab_size=shape.vocab,
+        mask_id=shape.mask_id,
+        bos_id=None,
+        causal=False,
+        shift=True,
+        bos="none",
+        attention=attention,
+        name=None,
+        config={"model_type": "gpt2", **sizes, **no_dropout},
+    )
+
+
+def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
+    """Serve one variant in its own process: each number received is how many steps to take and time."""
+    device = torch.device(device_name)
+    if device.type == "cpu":
+        torch.set_num_threads(CPU_THREADS)
+    make_step, attention = VARIANTS[variant]
+    backbone = build_backbone(shape, attention).to(device)
+    step = make_step(backbone, shape)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-4, fused=True)
+    index = 0
+    while num_steps := pipe.recv():
+        seconds, losses = [], []
+        for _ in range(num_steps):
+            generator = generator_for(device, "noise", index)
+            x_0 = torch.randint(shape.mask_id, (shape.batch, shape.length), generator=generator, device=device)
+            t = Stratified(eps=1e-3).sample(shape.batch, generator_for("cpu", "t", index))[0].to(device)
+            synchronize(device)
+            begin = time.perf_counter()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                loss = step(x_0, t, generator)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            synchronize(device)
+            seconds.append(time.perf_counter() - begin)
+            losses.append(float(loss))
+            index += 1
+        pipe.send((seconds, losses, peak_memory(device)))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process held: resident on a CPU, allocated by torch on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(shape: Shape, device: str, variants: list[str], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
+    """Return per variant: step seconds, losses, peak bytes. Processes take turns, `steps` at a time."""
+    context = multiprocessing.get_context("spawn")
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    losses: dict[str, list[float]] = {name: [] for name in variants}
+    peak: dict[str, int] = {}
+    pipes, processes = {}, []
+    for name in variants:
+        pipes[name], end = context.Pipe()
+        processes.append(context.Process(target=worker, args=(end, name, shape, device), daemon=True))
+        processes[-1].start()
+        end.close()  # so that a worker that dies is an EOFError here and not a wait without end
+    for round_index in range(rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send(steps if round_index else WARM_UP)
+            round_seconds, round_losses, peak[name] = pipe.recv()
+            seconds[name] += round_seconds if round_index else []
+            losses[name] += round_losses
+    for pipe in pipes.values():
+        pipe.send(0)
+    for process in processes:
+        process.join()
+    return {name: {"seconds": seconds[name], "losses": losses[name], "peak_bytes": peak[name]} for name in variants}
+
+
+def check_losses(losses: dict[str, list[float]], relative: float) -> float:
+    """Raise unless all variants gave the same losses, step for step; return the largest relative difference.
+
+    The reference does not forbid the mask token, as published, which alone moves a loss by about log(1 + 1 / V).
+    """
+    worst = max(abs(x - y) / abs(y) for own in losses.values() for x, y in zip(own, losses["reference"], strict=True))
+    if not worst <= relative:
+        raise RuntimeError(f"losses differ by {worst:.1e} of their value, more than {relative:.0e}: {losses}")
+    return worst
+
+
+def summarize(shape: Shape, device: str, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what is reported of one shape."""
+    on_gpu = device == "cuda"
+    worst = check_losses({name: run["losses"] for name, run in measured.items()}, 2e-2 if on_gpu else 1e-4)
+    peak_flops = get_available_flops(torch.device(device), torch.bfloat16) if on_gpu else None
+    head_fraction = Masked().head_fraction(Absorbing(Linear(), shape.vocab, shape.mask_id))
+    with torch.device("meta"):
+        flops_per_token = build_backbone(shape, "sdpa").flops_per_token(shape.length, head_fraction)
+    variants = {}
+    for name, run in measured.items():
+        tokens_per_second = shape.batch * shape.length / statistics.median(run["seconds"])
+        flops = flops_per_token * tokens_per_second  # what the loss needs, also where a variant computes more
+        variants[name] = {
+            "tokens_per_second": tokens_per_second,
+            "step_seconds": run["seconds"],
+            "peak_bytes": run["peak_bytes"],
+            "flops_per_second": flops,
+            "mfu": flops / peak_flops if peak_flops else None,
+        }
+    ours, reference = variants["dlmkit"], variants["reference"]
+    return {
+        **asdict(shape),
+        "precision": "bf16 autocast" if on_gpu else "float32",
+        "speedup": ours["tokens_per_second"] / reference["tokens_per_second"],
+        "memory_ratio": ours["peak_bytes"] / reference["peak_bytes"],
+        "largest_loss_difference": worst,
+        "variants": variants,
+    }
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Return what the numbers depend on; no names of hosts or folders."""
+    root = Path(__file__).parent.parent
+    return {
+        "kind": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": CPU_THREADS if device == "cpu" else torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "flash_attn": flash_attention(device),
+        "git_commit": _git(root, "rev-parse", "--short=12", "HEAD"),
+        "git_changes": bool(_git(root, "status", "--porcelain", "--", "src", "benchmarks/*.py")),
+    }
+
+
+def cpu_model() -> str:
+    """Return the processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def flash_attention(device: str) -> str:
+    """Return whether flash_attention_2 is measured, and if not, why."""
+    if device != "cuda":
+        return "not measured: no GPU"
+    return "measured" if importlib.util.find_spec("flash_attn") else "not measured: flash_attn is not installed"
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the result as Markdown."""
+    machine = result["machine"]
+    changes = " with uncommitted changes" if machine["git_changes"] else ""
+    lines = [
+        f"# Training step, {result['date']}",
+        "",
+        f"{machine['kind']}, {machine['cores']} cores, {machine['threads']} threads; torch {machine['torch']},"
+        f" transformers {machine['transformers']}; commit {machine['git_commit']}{changes}."
+        f" flash_attention_2: {machine['flash_attn']}.",
+        "",
+        "| shape | variant | tokens/s | speedup | peak memory | ratio | TFLOP/s | MFU |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, shape in result["shapes"].items():
+        reference = shape["variants"]["reference"]
+        for variant, run in shape["variants"].items():
+            speedup = run["tokens_per_second"] / reference["tokens_per_second"]
+            memory = run["peak_bytes"] / reference["peak_bytes"]
+            mfu = "" if run["mfu"] is None else f"{100 * run['mfu']:.0f}%"
+            lines.append(
+                f"| {name} | {variant} | {run['tokens_per_second']:,.0f} | {speedup:.2f}x"
+                f" | {run['peak_bytes'] / 2**30:.2f} GiB | {memory:.2f}x | {run['flops_per_second'] / 1e12:.3g} | {mfu} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: the two for this kind of device")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--batch", type=int, help="blocks per step, instead of the shape's")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
+    parser.add_argument("--steps", type=int, default=4, help="steps per turn")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    names = options.shape or [name for name in SHAPES if name.endswith("_gpu") == (device == "cuda")]
+    variants = ["dlmkit", "reference"]
+    machine = describe_machine(device)
+    if machine["flash_attn"] == "measured":
+        variants.append("dlmkit_flash_attention_2")
+
+    shapes = {}
+    for name in names:
+        shape = replace(SHAPES[name], batch=options.batch or SHAPES[name].batch)
+        shapes[name] = summarize(shape, device, measure(shape, device, variants, options.rounds, options.steps))
+    result = {"date": datetime.date.today().isoformat(), "machine": machine, "shapes": shapes}
+    kind = re.sub(r"[^a-z0-9]+", "-", machine["kind"].lower()).strip("-")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{result['date']}-{kind}-train_step.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    path.with_suffix(".md").write_text(table(result))
+    print(table(result))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    completed = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return completed.stdout.strip() if completed.returncode == 0 else "unknown"
+
+
+if __name__ == "__main__":
+    main()

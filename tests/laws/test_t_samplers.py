@@ -1,0 +1,130 @@
+"""Time samplers: a weighted mean over draws is an integral over t, and every share of a batch covers the range."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws import parts
+from laws.enumeration import chi_square_p
+from torch import Tensor
+
+from dlmkit.randomness import generator_for
+from dlmkit.t_samplers.base import TimeSampler, strata
+from dlmkit.t_samplers.stratified import Stratified
+
+CASES = [pytest.param(*pair, id="-".join(pair)) for pair in parts.with_schedules("t_sampler")]
+CELLS = [pytest.param(*pair, id="-".join(pair)) for pair in parts.with_schedules("t_sampler") if pair[0] != "iid"]
+STANDARD_ERRORS = 5.0
+"""A law about a mean may miss by this many standard errors: once in 2 million, were the seeds not fixed."""
+
+SMOOTH = {"t^3": (lambda t: t**3, 1 / 4), "t^2 (1 - t)": (lambda t: t**2 * (1 - t), 1 / 12)}
+"""Functions that vanish at 0, where samplers leave out [0, eps], with their integrals over [0, 1]."""
+
+
+def law_mean_is_the_integral(sampler: TimeSampler) -> None:
+    t, weight = sampler.sample(200_000, generator_for("cpu", "mean"))
+    assert (t.shape, t.dtype) == (weight.shape, weight.dtype) == ((200_000,), torch.float64)
+    assert ((t > 0) & (t <= 1)).all()
+    assert (weight > 0).all()
+    for name, (function, integral) in SMOOTH.items():
+        terms = weight * function(t)
+        error = float(terms.mean()) - integral
+        slack = STANDARD_ERRORS * float(terms.std()) / len(t) ** 0.5
+        assert abs(error) <= slack, f"mean of weight * {name} misses its integral by {error:.1e}, more than {slack:.1e}"
+
+
+@pytest.mark.parametrize(("name", "schedule"), CASES)
+def test_mean_is_the_integral(name, schedule):
+    law_mean_is_the_integral(parts.t_sampler(name, schedule))
+
+
+@pytest.mark.parametrize(("name", "schedule"), CASES)
+def test_the_weight_knows_what_eps_leaves_out(name, schedule):
+    """eps = 0.3 would show a forgotten (1 - eps); the integral over [0.8, 1] knows no eps."""
+    t, weight = parts.t_sampler(name, schedule, eps=0.3).sample(200_000, generator_for("cpu", "eps"))
+    terms = weight * (t > 0.8)
+    assert abs(float(terms.mean()) - 0.2) <= STANDARD_ERRORS * float(terms.std()) / len(t) ** 0.5
+    assert float((1 - parts.schedule(schedule).alpha(t)).min()) < 0.31 or float(t.min()) < 0.31
+    assert float(t.min()) > 0.2 or float((1 - parts.schedule(schedule).alpha(t)).min()) > 0.299
+
+
+def cells(name: str, schedule: str, sampler: TimeSampler, t: Tensor) -> Tensor:
+    """The stratum of each draw: of t, or of alpha(t) for `importance`."""
+    if name == "importance":
+        alpha = parts.schedule(schedule).alpha
+        top, bottom = 1 - sampler.eps, float(alpha(torch.ones(1, dtype=torch.float64)))
+        share = (alpha(t) - bottom) / (top - bottom)
+    else:
+        share = (1 - t) / (1 - sampler.eps)
+    return (share * len(t)).long()
+
+
+@pytest.mark.parametrize(("name", "schedule"), CELLS)
+def test_one_draw_in_each_cell(name, schedule):
+    sampler = parts.t_sampler(name, schedule)
+    for num in (1, 7, 64):
+        t, _ = sampler.sample(num, generator_for("cpu", "cells", num))
+        assert sorted(cells(name, schedule, sampler, t).tolist()) == list(range(num))
+
+
+@pytest.mark.parametrize("num_shares", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("name", "schedule"), CELLS)
+def test_every_share_covers_the_range(name, schedule, num_shares):
+    """Rank r of R takes t[r::R]: exactly one draw from each R-fold cell, so that no rank sees a slice of [0, 1] only."""
+    sampler, num = parts.t_sampler(name, schedule), 64
+    for seed in range(5):
+        t, _ = sampler.sample(num, generator_for("cpu", "shares", seed))
+        cell = cells(name, schedule, sampler, t)
+        for share in range(num_shares):
+            coarse = cell[share::num_shares] // num_shares
+            assert sorted(coarse.tolist()) == list(range(num // num_shares))
+
+
+def test_every_row_meets_every_cell():
+    """Row i of a batch is not tied to a time: over steps it is in each cell equally often."""
+    draws = torch.stack([strata(8, generator_for("cpu", "rows", step)) for step in range(2_000)])
+    for row in (0, 3, 7):
+        counts = torch.bincount((draws[:, row] * 8).long(), minlength=8)
+        assert chi_square_p(counts, torch.full((8,), 2_000 / 8)) > 1e-6
+
+
+@pytest.mark.parametrize(("name", "schedule"), CASES)
+def test_draws_are_a_function_of_the_generator_alone(name, schedule):
+    sampler = parts.t_sampler(name, schedule)
+    (first, _), (again, _), (other, _) = (sampler.sample(16, generator_for("cpu", seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("name", "schedule"), CELLS)
+def test_strata_have_less_variance_than_independent_draws(name, schedule):
+    """Of a masked bound: -alpha'(t) times something smooth in alpha, which is what both are for."""
+    sampler, noise = parts.t_sampler(name, schedule), parts.schedule(schedule)
+
+    def spread(num_at_once: int) -> float:
+        means = []
+        for seed in range(200):
+            pieces = [sampler.sample(num_at_once, generator_for("cpu", seed, k)) for k in range(16 // num_at_once)]
+            terms = [weight * -noise.derivative(t) * noise.alpha(t) ** 2 for t, weight in pieces]
+            means.append(torch.cat(terms).mean())
+        return float(torch.stack(means).std())
+
+    assert spread(16) < 0.2 * spread(1)
+
+
+class ForgetsEps(Stratified):
+    def sample(self, num, generator):
+        t, weight = super().sample(num, generator)
+        return t, torch.ones_like(weight)
+
+
+class Squares(Stratified):
+    def sample(self, num, generator):
+        t, weight = super().sample(num, generator)
+        return t**2, weight
+
+
+@pytest.mark.parametrize("broken", [ForgetsEps(eps=0.3), Squares(eps=0.0)])
+def test_law_refuses(broken):
+    with pytest.raises(AssertionError):
+        law_mean_is_the_integral(broken)
