@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dlmkit.backbones.base import Backbone
-from dlmkit.evaluation.likelihood import LikelihoodMetric, time_grid
+from dlmkit.evaluation.likelihood import LikelihoodMetric, noisy_grid
 from dlmkit.lr_schedules import LRSchedule
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -70,7 +70,8 @@ class DiffusionLM(pl.LightningModule):
         batch = self._scorable(batch)
         micro = batch_idx % self.trainer.accumulate_grad_batches
         t, weight = self._times(len(batch), micro)
-        token_loss = self.token_loss(batch, t, weight, self._generator("noise", self.global_step, micro))
+        generator = generator_for(self.device, self.seed, "noise", self.global_step, micro, self._shard[0])
+        token_loss = self.token_loss(batch, t, weight, generator)
         num_scored = batch.scored.sum()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.
@@ -80,24 +81,22 @@ class DiffusionLM(pl.LightningModule):
         return token_loss.loss.sum() / batch.scored.numel()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn the mean over positions into the mean over scored tokens of the global batch (before clipping)."""
+        """Turn the mean over positions into the mean over scored tokens of the global batch, before clipping."""
         counts = self.trainer.strategy.reduce(self.counts.to(self.device), reduce_op="sum")
-        factor = float(counts[1] / counts[0])
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, float(counts[1] / counts[0]))
         self.counts.zero_()
-        if factor != 1.0:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score every token of the batch at every time of the shared grid."""
         batch = self._scorable(batch)
-        first = batch_idx * len(batch) * self.trainer.world_size + self.global_rank
-        blocks = first + torch.arange(len(batch), device=self.device) * self.trainer.world_size
+        rank, world = self._shard
+        blocks = (self.likelihood.num_blocks + torch.arange(len(batch))) * world + rank  # see ValidationOrder
         nll = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
-        for k, t in enumerate(time_grid(blocks, self.num_val_times)):
-            generator = self._generator("validation", batch_idx, k)
-            nll += self.token_loss(batch, t, torch.ones_like(t), generator).nll.double().sum(-1)
+        t, x_t = noisy_grid(self.process, batch, blocks, self.num_val_times)
+        for k in range(self.num_val_times):
+            nll += self._loss_at(batch, x_t[k], t[k], torch.ones_like(t[k])).nll.double().sum(-1)
         self.likelihood.update(nll / self.num_val_times, batch.scored.sum(-1))
 
     def on_validation_epoch_end(self) -> None:
@@ -111,7 +110,9 @@ class DiffusionLM(pl.LightningModule):
 
     def token_loss(self, batch: Batch, t: Tensor, weight: Tensor, generator: torch.Generator) -> TokenLoss:
         """Noise the batch at t [B], predict, and return per-token losses [B, L]."""
-        x_t = self.process.corrupt(batch.tokens, t, batch.scored, generator)
+        return self._loss_at(batch, self.process.corrupt(batch.tokens, t, batch.scored, generator), t, weight)
+
+    def _loss_at(self, batch: Batch, x_t: Tensor, t: Tensor, weight: Tensor) -> TokenLoss:
         prediction = self.backbone(x_t, t, batch.segments)
         return self.objective(prediction, Noised(batch.tokens, x_t, t, batch.scored, weight), self.process)
 
@@ -133,13 +134,14 @@ class DiffusionLM(pl.LightningModule):
 
     def _times(self, batch_size: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return (t, weight) [B] of this micro-batch: every rank and micro-batch takes an even spread of the draw."""
-        accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        t, weight = self.t_sampler.sample(
-            batch_size * accumulate * world, generator_for("cpu", self.seed, "t", self.global_step)
-        )
-        own = slice(micro * world + self.global_rank, None, accumulate * world)
+        accumulate, (rank, world) = self.trainer.accumulate_grad_batches, self._shard
+        generator = generator_for("cpu", self.seed, "t", self.global_step)
+        t, weight = self.t_sampler.sample(batch_size * accumulate * world, generator)
+        own = slice(micro * world + rank, None, accumulate * world)
         return t[own].to(self.device), weight[own].to(self.device)
 
-    def _generator(self, *key: int | str) -> torch.Generator:
-        seed = self.seed if key[0] == "noise" else 0  # validation noise is the same for every run
-        return generator_for(self.device, seed, *key, self.global_rank)
+    @property
+    def _shard(self) -> tuple[int, int]:
+        """(rank, world size) among processes that see different data; tensor-parallel peers share one rank."""
+        shard = self.trainer.distributed_sampler_kwargs
+        return (0, 1) if shard is None else (shard["rank"], shard["num_replicas"])

@@ -73,14 +73,6 @@ class RunRecord(pl.Callback):
         """Put the budget beside every validation result."""
         pl_module.log_dict(self._budget(trainer.global_step))
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Log the gradient's norm before clipping."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            norms = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
-            pl_module.log("train/grad_norm", torch.stack(norms).norm())
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say in the record that the run failed."""
         self._write(trainer, "failed", {})

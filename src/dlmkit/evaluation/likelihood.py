@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.randomness import generator_for
+from dlmkit.types import Batch
+
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -26,6 +30,32 @@ def time_grid(blocks: Tensor, num_times: int) -> Tensor:
     offset = torch.frac((blocks.double() + 0.5) * GOLDEN)
     k = torch.arange(num_times, dtype=torch.float64, device=blocks.device)
     return (k[:, None] + 1.0 - offset) / num_times
+
+
+def noisy_grid(process: ForwardProcess, batch: Batch, blocks: Tensor, num_times: int) -> tuple[Tensor, Tensor]:
+    """Return (t [num_times, B], x_t [num_times, B, L]) of validation blocks, on the batch's device.
+
+    The noise of a block depends on its index alone and is drawn on the CPU, so that batch size, sharding and device
+    leave the bound as it is.
+
+    Args:
+        process: the noise.
+        batch: the blocks.
+        blocks: int64 [B], index of each block in the validation set.
+        num_times: size of the grid, at least 1.
+    """
+    device = batch.tokens.device
+    t, batch = time_grid(blocks.cpu(), num_times), batch.to("cpu")
+    x_t = [
+        process.corrupt(
+            batch.tokens[row].expand(num_times, -1),
+            t[:, row],
+            batch.scored[row].expand(num_times, -1),
+            generator_for("cpu", "validation", block),
+        )
+        for row, block in enumerate(blocks.tolist())
+    ]
+    return t.to(device), torch.stack(x_t, dim=1).to(device)
 
 
 @dataclass  # not frozen: torchmetrics walks through what a metric returns
@@ -60,13 +90,19 @@ class LikelihoodMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # n, sum y, sum y^2, sum x, sum x^2, sum xy with y = a block's nll and x = its scored tokens
+        # number of blocks, sum y, sum y^2, sum x, sum x^2, sum xy with y = a block's nll and x = its scored tokens
         self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, num_tokens: Tensor) -> None:
-        """Add blocks: nll [B] in nats per block, num_tokens [B] scored in it."""
+        """Add blocks: nll [B] in nats per block, num_tokens [B] scored in it (0 in a block that pads a batch)."""
         y, x = nll.double(), num_tokens.double()
-        self.sums += torch.stack([torch.ones_like(y), y, y * y, x, x * x, x * y]).sum(-1).to(self.sums.device)
+        n = (x > 0).double()
+        self.sums += torch.stack([n, y, y * y, x, x * x, x * y]).sum(-1).to(self.sums.device)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks added on this rank since the last reset."""
+        return int(self.sums[0])
 
     def compute(self) -> Likelihood:
         """Return the estimate; the standard error is infinite for fewer than two blocks."""

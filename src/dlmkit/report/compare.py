@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from dlmkit.report.reading import Run
@@ -16,7 +17,7 @@ IGNORED_DIFFERENCES = ("run_dir", "seed", "if_exists")
 def at_budget(curve: list[tuple[float, float]], budget: float) -> float | None:
     """Return the curve's value at `budget`, linear in log budget between two points; ``None`` outside its range."""
     points = sorted(curve)
-    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+    for (left, low), (right, high) in pairwise(points):
         if left <= budget <= right:
             share = math.log(budget / left) / math.log(right / left) if right > left else 1.0
             return low + share * (high - low)

@@ -94,8 +94,8 @@ def _budgets(runs: list[Run]) -> str:
             parts.append(_table(header, cells))
     note = (
         "Validation NLL or bound, nats per token, at the same budget, the run that a run started from counted in."
-        " A run's last value is its full validation; others are read off its curve (a subset of the validation"
-        " blocks, in the middle of its learning-rate schedule), never beyond it."
+        " A run's last value is its final validation; others are read off its curve (fewer times t per block, in"
+        " the middle of its learning-rate schedule), never beyond it."
     )
     return "".join(parts) + (f'<p class="quiet">{note}</p>' if parts else "")
 
@@ -126,7 +126,10 @@ def _curves(runs: list[Run]) -> str:
         line_chart(title, "own tokens", unit, _series(runs, "tokens", column), small=True)
         for column, title, unit in SMALL_PLOTS
     ]
-    note = '<p class="quiet">A curve begins at the total of the run that its run started from. Click a run above to hide it.</p>'
+    note = (
+        '<p class="quiet">A curve begins at the total of the run that its run started from. Click a run above to hide'
+        " it.</p>"
+    )
     return f'<div class="plots">{"".join(large)}</div><div class="plots small">{"".join(small)}</div>{note}'
 
 

@@ -94,7 +94,8 @@ def _line(line: Series, x_axis: Axis, y_axis: Axis, y_label: str, x_label: str) 
     if len(places) <= 60:
         for (x, y), (value_x, value_y) in zip(places, line.points, strict=True):
             tip = f"{line.label}: {value_y:.4g} {y_label} at {count(value_x)} {x_label}"
-            dots += f'<circle class="c{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"><title>{escape(tip)}</title></circle>'
+            dots += f'<circle class="c{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
+            dots += f"<title>{escape(tip)}</title></circle>"
     shape = f'<polyline class="s{line.colour}" points="{path}"{dashed}><title>{escape(line.label)}</title></polyline>'
     return f'<g class="series" data-run="{escape(line.label)}">{shape}{dots}</g>'
 

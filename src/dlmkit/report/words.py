@@ -13,8 +13,8 @@ COLUMNS = (
 )  # fmt: skip
 
 NOTE = (
-    "= is an exact negative log-likelihood, \u2264 an upper bound on it; \u00b1 is one standard error over validation blocks."
-    " A bound above an exact value does not prove a worse model."
+    "= is an exact negative log-likelihood, \u2264 an upper bound on it; \u00b1 is one standard error over validation"
+    " blocks. A bound above an exact value does not prove a worse model."
 )
 
 
