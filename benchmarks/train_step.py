@@ -13,7 +13,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -164,7 +163,7 @@ def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
             optimizer.zero_grad()
             synchronize(device)
             seconds.append(time.perf_counter() - begin)
-            losses.append(float(loss))
+            losses.append(loss.item())
             index += 1
         pipe.send((seconds, losses, peak_memory(device)))
 
@@ -299,10 +298,17 @@ def table(result: dict[str, Any]) -> str:
             speedup = run["tokens_per_second"] / reference["tokens_per_second"]
             memory = run["peak_bytes"] / reference["peak_bytes"]
             mfu = "" if run["mfu"] is None else f"{100 * run['mfu']:.0f}%"
-            lines.append(
-                f"| {name} | {variant} | {run['tokens_per_second']:,.0f} | {speedup:.2f}x"
-                f" | {run['peak_bytes'] / 2**30:.2f} GiB | {memory:.2f}x | {run['flops_per_second'] / 1e12:.3g} | {mfu} |"
-            )
+            cells = [
+                name,
+                variant,
+                f"{run['tokens_per_second']:,.0f}",
+                f"{speedup:.2f}x",
+                f"{run['peak_bytes'] / 2**30:.2f} GiB",
+                f"{memory:.2f}x",
+                f"{run['flops_per_second'] / 1e12:.3g}",
+                mfu,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

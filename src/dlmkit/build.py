@@ -7,10 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from dlmkit.backbones.base import Backbone
+from dlmkit import runs
+from dlmkit.backbones.base import Backbone, check_token_id
 from dlmkit.data.module import BlockDataModule
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
@@ -56,19 +59,32 @@ def build_sampler(config: DictConfig, process: ForwardProcess) -> Sampler:
 
 def build_module(config: DictConfig, bytes_per_token: float | None) -> DiffusionLM:
     """Build the LightningModule from every part of `config`, checking that they fit together."""
+    for key in (
+        "validation.every_steps",
+        "validation.check_times",
+        "validation.num_times",
+        "trainer.log_every_n_steps",
+    ):
+        if (value := OmegaConf.select(config, key)) < 1:
+            raise ValueError(f"{key} {value} is below 1: give at least 1")
     process = build_process(config)
+    check_token_id("process.mask_id", process.mask_id, config.vocab.size)
     build_sampler(config, process)
     objective: Objective = instantiate(config.objective)
     objective.check(process)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = build_backbone(config)
     backbone.check_length(config.length)
+    if None not in (process.mask_id, backbone.mask_id) and process.mask_id != backbone.mask_id:
+        raise ValueError(
+            f"process.mask_id {process.mask_id} is not backbone.mask_id {backbone.mask_id}: leave both to the tokenizer"
+        )
     if backbone.causal != objective.exact:
         raise ValueError(
             f"causal={str(backbone.causal).lower()} does not fit objective={type(objective).__name__.lower()}: an"
             " autoregressive objective wants causal=true, a diffusion objective causal=false; family=NAME sets both"
         )
-    return DiffusionLM(
+    module = DiffusionLM(
         backbone=backbone,
         process=process,
         objective=objective,
@@ -79,30 +95,51 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         bytes_per_token=bytes_per_token,
         seed=config.seed,
     )
+    try:
+        module.configure_optimizers()  # Lightning asks again; a setting that does not fit shows before a run begins
+    except TypeError as error:
+        raise ValueError(f"optimizer={config.optimizer._target_}: {error}") from error
+    return module
 
 
-def build_trainer(config: DictConfig, run_dir: Path, callbacks: list[pl.Callback], progress: bool) -> pl.Trainer:
-    """Build the Trainer of one run: logs and checkpoints go into `run_dir`."""
+def build_trainer(
+    config: DictConfig, run_dir: Path, callbacks: list[pl.Callback], progress: bool, steps_done: int
+) -> pl.Trainer:
+    """Build the Trainer of one run: logs and checkpoints go into `run_dir`, behind those of the first `steps_done`."""
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    return pl.Trainer(
-        **options,
-        max_steps=config.num_steps,
-        accumulate_grad_batches=config.batch.accumulate,
-        val_check_interval=config.validation.every_steps * config.batch.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-        default_root_dir=run_dir,
-        callbacks=callbacks,
-        logger=[
-            TensorBoardLogger(run_dir, name="", version="tensorboard", default_hp_metric=False),
-            CSVLogger(run_dir, name="", version=""),
-        ],
+    try:
+        return pl.Trainer(
+            **options,
+            max_steps=config.num_steps,
+            accumulate_grad_batches=config.batch.accumulate,
+            val_check_interval=config.validation.every_steps * config.batch.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            default_root_dir=run_dir,
+            callbacks=callbacks,
+            logger=build_loggers(run_dir, steps_done),
+        )
+    except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from error
+
+
+def build_loggers(run_dir: Path, steps_done: int) -> list[Logger]:
+    """Build the loggers; what a resumed run logged in its first `steps_done` steps stays, what came later goes."""
+    kept = runs.read_metrics(run_dir, steps_done)
+    table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
+    for row in kept:  # CSVLogger begins a new file
+        table.log_metrics({**row}, step=int(row["step"]))
+    board = TensorBoardLogger(
+        run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps_done or None
     )
+    return [board, table]
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     """Build the callbacks that `config.callbacks` names."""
-    return [instantiate(callback) for callback in config.callbacks.values()]
+    callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+    # Averaged weights come first, so that the others meet them at the end of training: the samples are the model's.
+    return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from dlmkit import __version__
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,13 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return dispatch(options, rest)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        hint = f": {interrupt}" if str(interrupt) else ""
+        print(f"dlmkit {options.command}: interrupted{hint}", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:  # turned into one line, or raised again
         from dlmkit.config import explain
 
-        line = explain(error)
+        line = explain(error, rest)
         if debug or line is None:
             raise
         print(f"dlmkit {options.command}: {line}", file=sys.stderr)
@@ -59,7 +62,7 @@ def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dlmkit",
         description="Experiments with diffusion language models, on equal terms with autoregressive ones.",
     )
@@ -71,6 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     commands.add_parser("doctor", help="what this machine has, and whether one training step works")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

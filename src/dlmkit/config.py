@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+OWN_SECTIONS = ("batch", "budget", "validation")  # read by the kit key by key; other sections are a constructor's
+LONGEST_NAME = 180  # bytes of a run folder's name; file systems stop at 255
 
 
 def conf_dir() -> Path:
@@ -33,6 +46,8 @@ def register_resolvers() -> None:
 def compose(overrides: list[str], run_dir: Path) -> DictConfig:
     """Return the configuration that `dlmkit train *overrides` would run, for tools and tests."""
     register_resolvers()
+    if GlobalHydra.instance().is_initialized():  # inside a run
+        return hydra_compose("train", [*overrides, f"run_dir='{run_dir}'"])
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         return hydra_compose("train", [*overrides, f"run_dir='{run_dir}'"])
 
@@ -49,8 +64,10 @@ def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: 
     """Return the blocks that one device holds at a time."""
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices {devices!r} is not a positive number: say how many devices, such as 1")
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"batch.accumulate {accumulate!r} is not a positive whole number: give one, such as 1")
     parts = accumulate * devices * num_nodes
-    if parts < 1 or batch_size % parts:
+    if batch_size % parts:
         raise ValueError(
             f"batch.size {batch_size} does not divide into batch.accumulate {accumulate} x {devices} devices x"
             f" {num_nodes} nodes: choose a multiple of {parts}"
@@ -64,8 +81,12 @@ def group_name(experiment: str | None) -> str:
 
 
 def run_name(overrides: str) -> str:
-    """Return a run's folder name from the overrides that make it, such as "family=ar,seed=1"."""
-    return overrides.replace("/", "-") if overrides else "default"
+    """Return a run's folder name from the overrides that make it, such as "family=ar,seed=1"; long ones are cut."""
+    name = overrides.replace("/", "-") if overrides else "default"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    mark = "..." + hashlib.sha256(overrides.encode()).hexdigest()[:8]
+    return name.encode()[: LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -77,25 +98,96 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def explain(error: BaseException) -> str | None:
+def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse what Hydra lets through: a value of another type than the default's, and added keys that nothing reads.
+
+    Args:
+        config: the composed configuration.
+        overrides: what was typed for it, such as ["optimizer.lr=1e-3", "+optimizer.amsgrad=true"].
+
+    Raises:
+        ValueError: the first override that cannot be meant.
+    """
+    defaults = _compose_groups(overrides)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if _is_group(key) or override.is_delete():
+            continue
+        default = OmegaConf.select(defaults, key)
+        section = key.partition(".")[0]
+        if override.is_add() and default is None and ("." not in key or section in OWN_SECTIONS):
+            raise ValueError(_unknown_key(key, overrides))
+        value = OmegaConf.select(config, key)
+        problem = _misfit(key, value, default)
+        if problem is not None:
+            raise ValueError(f"{key} {value!r} is not {problem}")
+
+
+def _misfit(key: str, value: Any, default: Any) -> str | None:
+    """Return what `value` should be, going by the default, or ``None`` when it may be right."""
+    if value is None or default is None:
+        return None
+    if isinstance(default, DictConfig) and not isinstance(value, DictConfig):
+        names = list(map(str, default))
+        return f"a section with {', '.join(names)}: set one of these, such as {key}.{names[0]}=VALUE"
+    if isinstance(default, ListConfig) and not isinstance(value, ListConfig):
+        return f"a list such as the default {default}: write it in brackets"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else f"true or false: the default is {str(default).lower()}"
+    if isinstance(value, bool):
+        value = None if isinstance(default, (int, float)) else value
+    if isinstance(default, int) and not isinstance(value, int):
+        whole = isinstance(value, float) and value.is_integer()
+        return f"a whole number: write {int(value)}" if whole else f"a whole number such as the default {default}"
+    if isinstance(default, float) and not isinstance(value, (int, float)):
+        return f"a number such as the default {default}"
+    return None
+
+
+def explain(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
     """Return one line for an error that the user can mend, or ``None`` for one that is the kit's own.
 
-    Errors of parts reach Hydra as the cause of its own; the innermost ValueError is what the user should read.
+    Errors of parts reach Hydra as the cause of its own; the outermost ValueError is what the user should read.
+
+    Args:
+        error: what was raised.
+        overrides: what was typed, from which the choices and keys at hand follow.
     """
     chain = list(_causes(error))
+    line = _explain(chain, overrides)
+    notes = [note for cause in chain for note in getattr(cause, "__notes__", ())]
+    return None if line is None else _one_line("; ".join([line, *dict.fromkeys(notes)]))
+
+
+def _explain(chain: list[BaseException], overrides: Sequence[str]) -> str | None:
     for cause in chain:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file is not None:
             return _unknown_choice(cause)
-    for cause in chain:
+        if str(cause).startswith("Config group override must be a string"):
+            return _unnamed_choice(overrides)
+        if isinstance(cause, OverrideParseException):
+            return (
+                f"{cause.override!r} is not key=value: write key=value without spaces around =, and put a value with"
+                " spaces, commas, brackets or = in two pairs of quotes, such as key='\"a, b\"'"
+            )
+        if isinstance(cause, ConfigCompositionException) and str(cause).startswith("Ambiguous value for argument"):
+            override = str(cause).partition("'")[2].partition("'")[0]
+            return f"{override} has several values: add -m to run each of them, or write [a,b] for one list"
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key} is not set: give {cause.full_key}=VALUE"
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and "is not in struct" in str(cause):
-            return _unknown_key(str(cause.full_key))
+            return _unknown_key(str(cause.full_key), overrides)
     values = [
         cause for cause in chain if isinstance(cause, ValueError) and not isinstance(cause, OmegaConfBaseException)
     ]
     if values:
-        return _one_line(str(values[-1]))
+        return str(values[0])
+    for cause, origin in pairwise(chain):
+        if isinstance(cause, InstantiationException) and isinstance(origin, TypeError):  # keywords that do not fit
+            key = str(cause).rpartition("full_key: ")[2]
+            return f"{key} does not fit its part: {origin}"
     if any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
-        return _one_line(str(error))
+        return str(chain[0])
     return None
 
 
@@ -103,18 +195,54 @@ def _unknown_choice(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     if group == "experiment" and not name:
         group, name = "", group
-    choices = sorted(error.options or [])
-    return f"{group}={name} is unknown: choose one of {', '.join(choices)}{_nearest(name, choices)}"
+    if not _is_group(group):
+        return f"there is no configuration {error.missing_cfg_file}: `dlmkit train` has train, with groups under it"
+    choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return f"{group}={name} is unknown: choose one of {', '.join(choices)}{nearest(name, choices)}"
 
 
-def _unknown_key(key: str) -> str:
-    config = compose([], Path("."))
+def _unnamed_choice(overrides: Sequence[str]) -> str:
+    for override in overrides:
+        group, _, name = override.partition("=")
+        choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        if _is_group(group) and name not in choices:
+            return f"{override} is unknown: choose one of {', '.join(choices)}"
+    return f"{' '.join(overrides)}: something stands before no =; write key=value"
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    config = _compose_groups(overrides)
     keys = [name for name, _ in flatten(OmegaConf.to_container(config, resolve=False))]
     known = sorted({*keys, *(part for name in keys for part in _prefixes(name))})
-    parent = key.rpartition(".")[0]
+    if key in known:
+        return f"{key} was taken away with ~: every run needs it, so leave that out"
+    parent, _, own = key.rpartition(".")
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
     siblings = sorted({name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent})
+    if not siblings:
+        return f"{key} is no key of the configuration: {parent} is one value, set it with {parent}=VALUE"
     where = f"{parent} has" if parent else "the keys are"
-    return f"{key} is no key of the configuration: {where} {', '.join(siblings)}{_nearest(key, known)}"
+    same_name = [name for name in keys if name.rpartition(".")[2] == own]
+    hint = f" (nearest: {same_name[0]})" if same_name else nearest(key, known)
+    return f"{key} is no key of the configuration: {where} {', '.join(siblings)}{hint}"
+
+
+def _is_group(key: str) -> bool:
+    return bool(key) and (conf_dir() / key.partition("@")[0]).is_dir()
+
+
+def _compose_groups(overrides: Sequence[str]) -> DictConfig:
+    """Compose what the chosen parts bring along, without any value that was set; sweeps count by their first run."""
+    groups = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if _is_group(key) and value:
+            groups.append(f"{key}={value if value.startswith('[') else value.partition(',')[0]}")
+    try:
+        return compose(groups, Path("."))
+    except HydraException:  # one of the choices is what is wrong
+        return compose([], Path("."))
 
 
 def _prefixes(key: str) -> Iterator[str]:
@@ -123,7 +251,8 @@ def _prefixes(key: str) -> Iterator[str]:
         yield key
 
 
-def _nearest(name: str, choices: list[str]) -> str:
+def nearest(name: str, choices: list[str]) -> str:
+    """Return " (nearest: CHOICE)" for the choice that is spelt most like `name`, or nothing."""
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f" (nearest: {close[0]})" if close else ""
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from dlmkit.backbones.base import Backbone
 from dlmkit.evaluation.likelihood import LikelihoodMetric, noisy_grid
 from dlmkit.lr_schedules import LRSchedule
+from dlmkit.noising import corrupt_blocks
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
@@ -69,9 +70,9 @@ class DiffusionLM(pl.LightningModule):
         """Return this micro-batch's share of the loss per scored token of the global batch."""
         batch = self._scorable(batch)
         micro = batch_idx % self.trainer.accumulate_grad_batches
-        t, weight = self._times(len(batch), micro)
-        generator = generator_for(self.device, self.seed, "noise", self.global_step, micro, self._shard[0])
-        token_loss = self.token_loss(batch, t, weight, generator)
+        t, weight, places = self._times(len(batch), micro)
+        x_t = corrupt_blocks(self.process, batch, t, places, self.seed, "noise", self.global_step)
+        token_loss = self.token_loss(batch, x_t, t, weight)
         num_scored = batch.scored.sum()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.
@@ -94,9 +95,8 @@ class DiffusionLM(pl.LightningModule):
         rank, world = self._shard
         blocks = (self.likelihood.num_blocks + torch.arange(len(batch))) * world + rank  # see ValidationOrder
         nll = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
-        t, x_t = noisy_grid(self.process, batch, blocks, self.num_val_times)
-        for k in range(self.num_val_times):
-            nll += self._loss_at(batch, x_t[k], t[k], torch.ones_like(t[k])).nll.double().sum(-1)
+        for t, weight, x_t in noisy_grid(self.process, batch, blocks, self.num_val_times):
+            nll += self.token_loss(batch, x_t, t, weight).nll.double().sum(-1)
         self.likelihood.update(nll / self.num_val_times, batch.scored.sum(-1))
 
     def on_validation_epoch_end(self) -> None:
@@ -108,11 +108,8 @@ class DiffusionLM(pl.LightningModule):
             values["val/bpb"] = result.bits_per_byte(self.bytes_per_token)
         self.log_dict({**values, "val/tokens": float(result.num_tokens)}, rank_zero_only=True)
 
-    def token_loss(self, batch: Batch, t: Tensor, weight: Tensor, generator: torch.Generator) -> TokenLoss:
-        """Noise the batch at t [B], predict, and return per-token losses [B, L]."""
-        return self._loss_at(batch, self.process.corrupt(batch.tokens, t, batch.scored, generator), t, weight)
-
-    def _loss_at(self, batch: Batch, x_t: Tensor, t: Tensor, weight: Tensor) -> TokenLoss:
+    def token_loss(self, batch: Batch, x_t: Tensor, t: Tensor, weight: Tensor) -> TokenLoss:
+        """Predict from x_t (int64 [B, L]) at t [B], drawn with density 1 / weight [B], and return losses [B, L]."""
         prediction = self.backbone(x_t, t, batch.segments)
         return self.objective(prediction, Noised(batch.tokens, x_t, t, batch.scored, weight), self.process)
 
@@ -132,13 +129,16 @@ class DiffusionLM(pl.LightningModule):
         scored[:, 0] = False  # nothing predicts token 0, so it is given: neither noised nor counted
         return Batch(batch.tokens, scored, batch.segments)
 
-    def _times(self, batch_size: int, micro: int) -> tuple[Tensor, Tensor]:
-        """Return (t, weight) [B] of this micro-batch: every rank and micro-batch takes an even spread of the draw."""
+    def _times(self, batch_size: int, micro: int) -> tuple[Tensor, Tensor, list[int]]:
+        """Return (t, weight) [B] of this micro-batch, and the places of its blocks in the global batch (TrainOrder).
+
+        Every rank and micro-batch takes an even spread of the draw for the global batch.
+        """
         accumulate, (rank, world) = self.trainer.accumulate_grad_batches, self._shard
-        generator = generator_for("cpu", self.seed, "t", self.global_step)
-        t, weight = self.t_sampler.sample(batch_size * accumulate * world, generator)
-        own = slice(micro * world + rank, None, accumulate * world)
-        return t[own].to(self.device), weight[own].to(self.device)
+        size = batch_size * accumulate * world
+        t, weight = self.t_sampler.sample(size, generator_for("cpu", self.seed, "t", self.global_step))
+        places = list(range(micro * world + rank, size, accumulate * world))
+        return t[places].to(self.device), weight[places].to(self.device), places
 
     @property
     def _shard(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+METRICS = "metrics.csv"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 POLICIES = ("refuse", "overwrite", "resume")
 
@@ -38,12 +40,14 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
 def claim(run_dir: Path, policy: str) -> Path | None:
     """Check that `run_dir` may be used for a run, and return the checkpoint to resume from, if any.
 
+    A run that stopped before its first checkpoint is begun again by "resume".
+
     Args:
         run_dir: the run's folder.
         policy: what to do with a folder in use: "refuse", "overwrite" (delete it) or "resume".
 
     Raises:
-        ValueError: the folder is in use and the policy is "refuse", or there is nothing to resume.
+        ValueError: the folder is in use and the policy is "refuse".
     """
     if policy not in POLICIES:
         raise ValueError(f"if_exists {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
@@ -55,14 +59,35 @@ def claim(run_dir: Path, policy: str) -> Path | None:
             f"{run_dir} already holds a run ({summary['status']}): set if_exists=overwrite to replace it,"
             " if_exists=resume to go on with it, or choose another name"
         )
-    if summary["status"] == "finished":
-        raise ValueError(
-            f"{run_dir} is finished: raise budget.tokens under another name with init_from, or overwrite it"
-        )
     checkpoints = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise ValueError(f"{run_dir} has no checkpoint to resume from yet: set if_exists=overwrite")
-    return checkpoints[-1]
+    return checkpoints[-1] if checkpoints else None
+
+
+def finished_summary(run_dir: Path, num_steps: int) -> dict[str, Any] | None:
+    """Return the summary of a run that has nothing left to do, or ``None``.
+
+    Raises:
+        ValueError: the run has finished, with fewer steps than it should have now.
+    """
+    summary = read_summary(run_dir)
+    if summary is None or summary["status"] != "finished":
+        return None
+    if summary["steps"] < num_steps:
+        raise ValueError(
+            f"{run_dir} has finished its {summary['steps']} steps and cannot go on to {num_steps}, since its learning"
+            " rate has run out: start another run with init_from, or set if_exists=overwrite"
+        )
+    return summary
+
+
+def read_metrics(run_dir: Path, num_steps: int) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv that belong to the first `num_steps` steps, without empty cells."""
+    path = run_dir / METRICS
+    if num_steps == 0 or not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return [row for row in rows if int(row["step"]) < num_steps]  # rows count steps from 0
 
 
 def clear(run_dir: Path) -> None:
@@ -77,10 +102,12 @@ def checkpoint_of(path: Path) -> tuple[Path, Path]:
     Raises:
         ValueError: neither, or the run has not finished.
     """
-    if path.is_file() and path.suffix == ".ckpt":
+    if path.is_file() and path.suffix == ".ckpt" and (path.parent.parent / CONFIG).is_file():
         return path.parent.parent, path
     if not (path / CONFIG).is_file():
-        raise ValueError(f"{path} is neither a run folder (with {CONFIG}) nor a .ckpt file: run `dlmkit train` first")
+        raise ValueError(
+            f"{path} is neither a run folder (with {CONFIG}) nor a .ckpt file in one: run `dlmkit train` first"
+        )
     if not (path / LAST_CHECKPOINT).is_file():
         raise ValueError(
             f"{path} has no {LAST_CHECKPOINT}: the run has not finished; name one of its checkpoints instead"

@@ -405,5 +405,7 @@ def test_wrong_keywords_are_refused_in_one_line(changes, message):
 def test_a_block_longer_than_max_length_is_refused():
     model = tiny(max_length=L, **CAUSAL)
     assert hidden(model, tokens(1, L)).shape == (1, L, 32)  # the BOS does not count
-    with pytest.raises(ValueError, match=r"length 13 is more than this backbone's 12 positions .* set length to at most 12"):
+    with pytest.raises(
+        ValueError, match=r"length 13 is more than this backbone's 12 positions .* set length to at most 12"
+    ):
         model(tokens(1, L + 1), times(1))

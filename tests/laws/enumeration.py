@@ -77,7 +77,7 @@ class Source:
         return self._through(kernels, list(range(self.length)))
 
     def loo(self, process: ForwardProcess, t: Tensor) -> list[Tensor]:
-        """The exact leave-one-out posterior p(x_0^i | x_t^{-i}), for each i a tensor [K] + [V] * L whose axis i is x_0^i.
+        """The exact leave-one-out posteriors p(x_0^i | x_t^{-i}): for each i, [K] + [V] * L whose axis i is x_0^i.
 
         Under absorbing noise it is p(x_0^i | what is not masked elsewhere), the posterior itself at a masked i.
         """
@@ -187,8 +187,9 @@ def time_at(process: ForwardProcess, alpha: Tensor) -> Tensor:
 
 
 def alpha_slope(process: ForwardProcess, t: Tensor) -> Tensor:
-    t = t.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(process.alpha(t).sum(), t)
+    with torch.enable_grad():
+        t = t.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(process.alpha(t).sum(), t)
     return slope
 
 

@@ -103,8 +103,4 @@ def accepts(objective_name: str, process_name: str) -> bool:
 
 def diffusion_triples() -> list[tuple[str, str, str]]:
     """Every (objective, process, schedule) that fits together and has noise."""
-    return [
-        (name, *pair)
-        for name, pair in product(names("objective"), noisy_processes())
-        if accepts(name, pair[0])
-    ]
+    return [(name, *pair) for name, pair in product(names("objective"), noisy_processes()) if accepts(name, pair[0])]

@@ -1,8 +1,8 @@
 """Objectives: with the exact predictor the bound is -log p(x), for each x; with any other it is larger.
 
-The identity. Let q(path | x) be the noising chain from x and q(path) the same from x ~ p. Their ratio is 1 / p(x) on every
-path that starts at x. Read from t = 1 backwards, q(path) is the chain with the exact reverse rates, started from p_1, the
-marginal of the noisy data at t = 1. Taking the log of the ratio and its mean under q(path | x),
+The identity. Let q(path | x) be the noising chain from x and q(path) the same from x ~ p. Their ratio is 1 / p(x) on
+every path that starts at x. Read from t = 1 backwards, q(path) is the chain with the exact reverse rates, started from
+p_1, the marginal of the noisy data at t = 1. Taking the log of the ratio and its mean under q(path | x),
 
     -log p(x) = KL(q_1(. | x) || p_1) + integral over [0, 1] of E[nll(x_t)] dt.
 
@@ -18,6 +18,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from dlmkit.backbones.prediction import Head, Prediction
+from dlmkit.objectives.elbo import integrand
+from dlmkit.objectives.masked import Masked
+from dlmkit.objectives.uniform import UniformBound
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.types import Noised, Predictor
 from laws import parts
 from laws.enumeration import (
     Source,
@@ -31,14 +39,6 @@ from laws.enumeration import (
     sum_by,
 )
 from laws.parts import MASK_ID, VOCAB_SIZE
-from torch import Tensor
-
-from dlmkit.backbones.prediction import Head, Prediction
-from dlmkit.objectives.elbo import integrand
-from dlmkit.objectives.masked import Masked
-from dlmkit.objectives.uniform import UniformBound
-from dlmkit.processes.base import ForwardProcess
-from dlmkit.types import Noised, Predictor
 
 LENGTH = 3
 TRIPLES = parts.diffusion_triples()
@@ -143,7 +143,9 @@ def incomplete_beta(masked: int, clean: int, bottom: float) -> float:
 @pytest.mark.parametrize("name", [name for name in parts.names("objective") if parts.accepts(name, "absorbing")])
 def test_masked_bound_does_not_move_with_the_schedule(name, schedule):
     data, table, process = source(), network_without_time(), parts.process("absorbing", schedule)
-    got = integrals(parts.objective(name), process, data, lambda x_t, t: TablePredictor(table[index_of(x_t, VOCAB_SIZE)]))
+    got = integrals(
+        parts.objective(name), process, data, lambda x_t, t: TablePredictor(table[index_of(x_t, VOCAB_SIZE)])
+    )
 
     terms = surprisals(table, data)
     bottom = float(process.alpha(torch.ones(1, dtype=torch.float64)))
@@ -275,9 +277,10 @@ def test_a_batch_with_nothing_to_score_costs_nothing(name, process, schedule):
 def test_integrand_is_the_mean_over_jumps_of_the_naive_form(process, schedule):
     """Two jump processes' relative entropy per time, summed over where the reverse chain may jump.
 
-    Given x_0 the chain runs backwards from z to y at rate r(z) q(y) / q(z), the model's at r(z) p(y) / p(z) (r(z) is the
-    forward rate into z). With a for the first and b for the second the cost is sum over y != z of a log(a/b) - a + b: the
-    mean over the jumps that are made of a log-ratio that varies from jump to jump, which the closed form sums up.
+    Given x_0 the chain runs backwards from z to y at rate r(z) q(y) / q(z), the model's at r(z) p(y) / p(z) (r(z) is
+    the forward rate into z). With a for the first and b for the second the cost is sum over y != z of
+    a log(a/b) - a + b: the mean over the jumps that are made of a log-ratio that varies from jump to jump, which the
+    closed form sums up.
     """
     noise = parts.process(process, schedule)
     noised, logits = a_batch(noise)

@@ -8,11 +8,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from laws import parts
-from laws.test_schedules import all_laws
 from torch import Tensor
 
 from dlmkit.schedules.base import Schedule
+from laws import parts
+from laws.test_schedules import all_laws
 
 
 class Elsewhere(Schedule):

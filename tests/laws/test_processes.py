@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laws import parts
-from laws.enumeration import channel, chi_square_p
-from laws.parts import MASK_ID, VOCAB_SIZE
 from torch import Tensor
 
 from dlmkit.processes.absorbing import Absorbing
@@ -14,6 +11,9 @@ from dlmkit.processes.base import ForwardProcess
 from dlmkit.processes.uniform import Uniform
 from dlmkit.randomness import generator_for
 from dlmkit.schedules.log_linear import LogLinear
+from laws import parts
+from laws.enumeration import channel, chi_square_p
+from laws.parts import MASK_ID, VOCAB_SIZE
 
 FALSE_ALARM = 1e-6
 """Chance that a chi-square test below fails although the law holds, were its seed fresh; the seeds are fixed."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laws import parts
 from torch import Tensor
 
 from dlmkit.schedules.base import Schedule
 from dlmkit.schedules.linear import Linear
 from dlmkit.schedules.log_linear import LogLinear
+from laws import parts
 
 SCHEDULES = parts.names("schedule")
 

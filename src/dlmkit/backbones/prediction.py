@@ -7,7 +7,7 @@ noise), so [B, L, V] is never built.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**24
-"""Logits held at a time (64 MiB in float32): large enough to keep the matrix product efficient, small enough to be reused."""
+"""Logits that `map_logits` holds at a time, in rows of V (64 MiB in float32)."""
+
+TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Logits that `token_log_prob` holds at a time: on a CPU what stays in its cache, on a GPU what keeps it busy."""
 
 
 @dataclass(frozen=True)
@@ -130,92 +133,78 @@ def chunk_rows(vocab_size: int) -> int:
 
 
 class _FusedLogProb(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias)[tokens] with one reused buffer of logits, recomputed in the backward pass.
+    """log softmax(scale * (hidden @ weight.T + bias))[tokens], tile by tile, recomputed in the backward pass.
 
-    Against autograd over F.cross_entropy this saves the stored logits, their softmax and their gradient: on a CPU the
-    fresh pages of three [N, V] tensors cost more time than the second matrix product.
+    Autograd over F.cross_entropy stores the logits, their softmax and their gradient; on a CPU the fresh pages of three
+    [N, V] tensors cost more time than the product that is done again here. The tiles are columns of the vocabulary, not
+    rows: the [V, D] gradient of the weight is then written once instead of being added to by every tile.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        tokens: Tensor,
-        mask_id: int | None,
-        scale: float,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, mask_id: int | None, scale: float
     ) -> Tensor:
         device_type = hidden.device.type
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        log_prob = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-        log_sum = torch.empty_like(log_prob)
+        log_sums, picked = [], torch.zeros(tokens.shape, device=hidden.device)
         with torch.autocast(device_type, enabled=False):
-            logits_of = _BufferedLogits(hidden, weight.to(dtype), bias, mask_id, scale, dtype)
-            for rows, logits in logits_of.chunks():
-                picked = logits.gather(-1, tokens[rows, None])[:, 0]
-                peak = logits.amax(-1, keepdim=True)
-                log_sum[rows] = logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0]
-                log_prob[rows] = picked - log_sum[rows]
+            for columns, logits in _tiles(hidden.to(dtype), weight, bias, mask_id, scale):
+                log_sums.append(logits.logsumexp(-1))
+                column, here = _find(tokens, columns)
+                picked += logits.gather(-1, column)[:, 0].where(here, 0.0)
+        log_sum = torch.stack(log_sums).logsumexp(0)
         ctx.save_for_backward(hidden, weight, bias, tokens, log_sum)
         ctx.mask_id, ctx.scale, ctx.dtype = mask_id, scale, dtype
-        return log_prob
+        return picked - log_sum
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
         hidden, weight, bias, tokens, log_sum = ctx.saved_tensors
-        working = weight.to(ctx.dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        logits_of = _BufferedLogits(hidden, working, bias, ctx.mask_id, ctx.scale, ctx.dtype)
-        for rows, logits in logits_of.chunks():
-            delta = logits.sub_(log_sum[rows, None]).exp_().mul_(-grad[rows, None])
-            delta.scatter_add_(-1, tokens[rows, None], grad[rows, None].float())
-            if ctx.scale != 1.0:
-                delta.mul_(ctx.scale)
+        grad = grads[0] * ctx.scale
+        low_hidden = hidden.to(ctx.dtype)
+        grad_hidden = torch.zeros(hidden.shape, device=hidden.device)
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = None if bias is None else torch.empty_like(bias)
+        for columns, logits in _tiles(low_hidden, weight, bias, ctx.mask_id, ctx.scale):
+            delta = logits.sub_(log_sum[:, None]).exp_().mul_(-grad[:, None])  # grad * (one-hot - softmax)...
+            column, here = _find(tokens, columns)
+            delta.scatter_add_(-1, column, grad.where(here, 0.0)[:, None])  # ...whose one is in one tile only
             low = delta.to(ctx.dtype)
-            grad_hidden[rows] = (low @ working).to(hidden.dtype)
-            if ctx.dtype == torch.float32:
-                grad_weight.addmm_(low.t(), hidden[rows])
-            else:
-                grad_weight += low.t() @ hidden[rows].to(ctx.dtype)
+            grad_hidden += low @ weight[columns].to(ctx.dtype)
+            if grad_weight is not None:
+                grad_weight[columns] = low.t() @ low_hidden
             if grad_bias is not None:
-                grad_bias += delta.sum(0)
-        grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
+                grad_bias[columns] = delta.sum(0)
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
 
 
-class _BufferedLogits:
-    """Masked float32 logits, chunk by chunk, in one buffer that the next chunk overwrites."""
+def _tiles(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, mask_id: int | None, scale: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (columns of the vocabulary, their float32 logits [N, width]); a tile overwrites the one before."""
+    num_rows, vocab_size = hidden.shape[0], weight.shape[0]
+    elements = TILE_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS)
+    width = min(vocab_size, max(256, elements // max(num_rows, 1)))
+    buffer = torch.empty(num_rows * width, device=hidden.device)
+    for start in range(0, vocab_size, width):
+        columns = slice(start, min(start + width, vocab_size))
+        logits = buffer[: num_rows * (columns.stop - start)].view(num_rows, columns.stop - start)
+        tile = weight[columns].to(hidden.dtype).t()
+        if hidden.dtype == logits.dtype:
+            torch.mm(hidden, tile, out=logits)
+        else:
+            logits.copy_(hidden @ tile)
+        if bias is not None:
+            logits += bias[columns]
+        if scale != 1.0:
+            logits *= scale
+        if mask_id is not None and columns.start <= mask_id < columns.stop:
+            logits[:, mask_id - start] = float("-inf")
+        yield columns, logits
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        mask_id: int | None,
-        scale: float,
-        dtype: torch.dtype,
-    ) -> None:
-        self.hidden, self.weight, self.bias = hidden, weight, bias
-        self.mask_id, self.scale, self.dtype = mask_id, scale, dtype
 
-    def chunks(self) -> Any:
-        """Yield (slice of rows, logits [n, V])."""
-        num_rows, vocab_size = self.hidden.shape[0], self.weight.shape[0]
-        step = min(num_rows, chunk_rows(vocab_size))
-        buffer = torch.empty(step, vocab_size, dtype=self.dtype, device=self.hidden.device)
-        for start in range(0, num_rows, max(step, 1)):
-            rows = slice(start, min(start + step, num_rows))
-            out = buffer[: rows.stop - rows.start]
-            torch.mm(self.hidden[rows].to(self.dtype), self.weight.t(), out=out)
-            logits = out.float() if self.dtype in (torch.bfloat16, torch.float16) else out
-            if self.bias is not None:
-                logits.add_(self.bias)
-            if self.scale != 1.0:
-                logits.mul_(self.scale)
-            if self.mask_id is not None:
-                logits[:, self.mask_id] = float("-inf")
-            yield rows, logits
+def _find(tokens: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Return where tokens [N] are in a tile: (column [N, 1], any valid one if elsewhere; whether they are here [N])."""
+    column = tokens - columns.start
+    here = (column >= 0) & (tokens < columns.stop)
+    return column.where(here, 0)[:, None], here

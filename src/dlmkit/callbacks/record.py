@@ -41,17 +41,26 @@ class RunRecord(pl.Callback):
         self.tokens_per_step = tokens_per_step
         self.peak_memory = 0
         self.train_seconds = 0.0
-        self.first_step = 0
         self.batch_began = 0.0
         self.began = time.perf_counter()
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the record of a run that has begun."""
-        self._write(trainer, "running", {})
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run adds to."""
+        return {
+            "peak_memory": self.peak_memory,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": time.perf_counter() - self.began,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what the interrupted run had used."""
+        self.peak_memory = state_dict["peak_memory"]
+        self.train_seconds = state_dict["train_seconds"]
+        self.began = time.perf_counter() - state_dict["wall_seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where a resumed run goes on."""
-        self.first_step = trainer.global_step
+        """Write the record of a run that has begun."""
+        self._write(trainer, "running", {})
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -74,8 +83,9 @@ class RunRecord(pl.Callback):
         pl_module.log_dict(self._budget(trainer.global_step))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say in the record that the run failed."""
-        self._write(trainer, "failed", {})
+        """Say in the record that the run stopped, and whether somebody stopped it."""
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
+        self._write(trainer, "interrupted" if stopped else "failed", {})
 
     def finish(self, trainer: pl.Trainer, module: DiffusionLM, metrics: dict[str, float]) -> dict[str, Any]:
         """Write and return the record of a finished run, given the final validation's metrics."""
@@ -105,7 +115,6 @@ class RunRecord(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, status: str, results: dict[str, Any]) -> dict[str, Any]:
         budget = self._budget(trainer.global_step)
-        own_tokens = (trainer.global_step - self.first_step) * self.tokens_per_step
         summary = {
             **{key: value for key, value in self.facts.items() if not key.startswith("start_")},
             "steps": trainer.global_step,
@@ -113,7 +122,7 @@ class RunRecord(pl.Callback):
             "total_tokens": int(budget["total_tokens"]),
             "flops": budget["tokens"] * self.flops_per_token,
             "total_flops": budget["total_flops"],
-            "tokens_per_second": own_tokens / self.train_seconds if self.train_seconds else None,
+            "tokens_per_second": budget["tokens"] / self.train_seconds if self.train_seconds else None,
             "peak_memory_bytes": self.peak_memory,
             "wall_seconds": time.perf_counter() - self.began,
             **dict.fromkeys(("val_nll", "val_nll_stderr", "val_ppl", "val_bpb", "val_tokens", "val_t_grid")),

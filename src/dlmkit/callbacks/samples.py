@@ -46,7 +46,8 @@ class SampleLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Sample when the interval is over."""
-        if trainer.global_step % self.every_steps == 0 and trainer.global_step < trainer.max_steps:
+        step = trainer.global_step  # stays for all micro-batches of a step
+        if 0 < step < trainer.max_steps and step % self.every_steps == 0:
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

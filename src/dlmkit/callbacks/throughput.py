@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +14,7 @@ from dlmkit.types import Batch
 
 
 class Throughput(ThroughputMonitor):
-    """Logs sequences, tokens and FLOPs per second, and utilisation (MFU) against the machine's peak.
+    """Logs the training's sequences, tokens and FLOPs per second, and utilisation (MFU) against the machine's peak.
 
     Lightning knows the peak of GPUs; a CPU's is measured with a matrix product, and the utilisation is against that.
 
@@ -32,7 +33,13 @@ class Throughput(ThroughputMonitor):
             for throughput in self._throughputs.values():
                 throughput.available_flops = self.available_flops
 
+    @override
+    def _compute(self, trainer: pl.Trainer, iter_num: int | None = None) -> None:
+        if trainer.training:  # validation would count its batches as steps, beside those of the training
+            super()._compute(trainer, iter_num)
 
+
+@cache
 def measured_cpu_flops(size: int = 1024, repeats: int = 5) -> float:
     """Return the best rate of a float32 [size, size] matrix product, in FLOP/s, on the threads that torch uses."""
     left, right = torch.randn(size, size), torch.randn(size, size)

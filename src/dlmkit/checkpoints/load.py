@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +51,20 @@ def load_run(path: Path) -> LoadedRun:
     return LoadedRun(config, backbone.eval(), build_process(config), tokenizer)
 
 
+def num_steps_of(file: Path) -> int:
+    """Return the optimizer steps behind a checkpoint of Lightning's, reading nothing else of it."""
+    return int(torch.load(file, map_location="cpu", weights_only=False, mmap=True)["global_step"])
+
+
 def load_backbone_weights(backbone: Backbone, path: Path) -> None:
     """Copy the network's weights from a run folder or checkpoint, every key and shape checked.
 
     Raises:
-        ValueError: missing, extra or differently shaped weights.
+        ValueError: a damaged file; missing, extra or differently shaped weights.
     """
     _, file = runs.checkpoint_of(path)
+    if not zipfile.is_zipfile(file):  # the container that torch.save writes
+        raise ValueError(f"{file} is no checkpoint, or is damaged: name another one, or train again")
     saved = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     weights = {key.removeprefix(PREFIX): value for key, value in saved.items() if key.startswith(PREFIX)}
     own = backbone.state_dict()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlmkit.build import build_sampler
 from dlmkit.checkpoints.load import LoadedRun, load_run
-from dlmkit.config import conf_dir, register_resolvers
+from dlmkit.config import conf_dir, nearest, register_resolvers
 from dlmkit.data.tokenizers.base import Tokenizer
 from dlmkit.randomness import generator_for
 from dlmkit.samplers.base import generate
@@ -68,7 +68,10 @@ def choose_sampler(config: DictConfig, options: argparse.Namespace) -> None:
     if options.sampler is not None:
         choices = sorted(path.stem for path in (conf_dir() / "sampler").glob("*.yaml"))
         if options.sampler not in choices:
-            raise ValueError(f"--sampler {options.sampler} is unknown: choose one of {', '.join(choices)}")
+            raise ValueError(
+                f"--sampler {options.sampler} is unknown: choose one of {', '.join(choices)}"
+                f"{nearest(options.sampler, choices)}"
+            )
         config.sampler = OmegaConf.load(conf_dir() / "sampler" / f"{options.sampler}.yaml")
     for key in ("temperature", "top_k", "top_p"):
         value = getattr(options, key)

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dlmkit import __version__, runs
-from dlmkit.config import conf_dir, flatten, register_resolvers, run_name
+from dlmkit.config import check_overrides, conf_dir, flatten, register_resolvers, run_name
+
+FLAGS = ("--multirun", "--cfg", "--resolve", "--package", "--info", "--config-dir", "--hydra-help")  # Hydra's
 
 
 def main(arguments: list[str]) -> None:
     """Hand `arguments` (Hydra overrides and flags) to Hydra, which calls `train` for each run."""
+    for argument in arguments:
+        if argument.startswith("--") and argument.partition("=")[0] not in FLAGS:
+            raise ValueError(
+                f"{argument} is no flag of `dlmkit train`: settings are key=value, flags {' '.join(FLAGS)}"
+            )
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the command line as exceptions, to be put in one line there
     sys.argv = ["dlmkit train", *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="train")(_job)()
+    with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)):
+        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="train")(_job)()
+
+
+class _WithoutHydrasLine(io.TextIOBase):
+    """Standard error without the line that Hydra writes before it raises a run's error: the command line says it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides:") else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
 
 
 def _job(config: DictConfig) -> float:
@@ -35,7 +70,12 @@ def _job(config: DictConfig) -> float:
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
     overrides = list(hydra_config.overrides.task)
     try:
+        check_overrides(config, overrides)
         summary = train(config, run_dir, choices, overrides)
+    except (ValueError, HydraException) as error:
+        if hydra_config.mode == RunMode.MULTIRUN:
+            error.add_note(f"run {run_dir.name}")
+        raise
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it before anything could be checked
@@ -51,23 +91,23 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         choices: group -> chosen file, for the record.
         overrides: what the user (or the sweep) typed, from which the folder of a sibling run follows.
     """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     resume = runs.claim(run_dir, config.if_exists)
+    if config.if_exists == "resume" and (finished := runs.finished_summary(run_dir, config.num_steps)):
+        console.print(f"[bold]{run_dir}[/bold]: finished already", markup=True)
+        return finished
     parent = starting_run(config, run_dir, overrides)
 
     from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
     from dlmkit.callbacks.record import RunRecord
-    from dlmkit.checkpoints.load import load_backbone_weights
+    from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
 
     _quiet()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     data = build_data(config)
     module = build_module(config, bytes_per_token(data))
     if parent is not None:
         load_backbone_weights(module.backbone, parent)
     parent_summary = None if parent is None else runs.read_summary(runs.checkpoint_of(parent)[0])
-    if config.if_exists == "overwrite":
-        runs.clear(run_dir)
-
     flops_per_token = module.backbone.flops_per_token(config.length, module.objective.head_fraction(module.process))
     facts = describe(config, run_dir, choices, parent_summary, module, data)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
@@ -81,18 +121,26 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
     module.flops_per_batch = flops_per_token * config.batch.micro_size * config.length
     progress = console.is_terminal
     callbacks = [record, *build_callbacks(config), *_progress_bar(progress)]
-    trainer = build_trainer(config, run_dir, callbacks, progress)
+    trainer = build_trainer(config, run_dir, callbacks, progress, 0 if resume is None else num_steps_of(resume))
 
+    if resume is None:
+        runs.clear(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(resolved), run_dir / runs.CONFIG)
     if data.tokenizer is not None:
         data.tokenizer.save(run_dir / "tokenizer")
     _announce(console, run_dir, config, module.backbone.num_params, parent)
     began = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
-    trainer.save_checkpoint(run_dir / runs.LAST_CHECKPOINT)
-    module.set_val_times(config.validation.num_times)
-    (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+        trainer.save_checkpoint(run_dir / runs.LAST_CHECKPOINT)
+        module.set_val_times(config.validation.num_times)
+        (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+    except SystemExit as stop:  # how Lightning ends on Ctrl-C and on SIGTERM
+        raise KeyboardInterrupt(f"go on with the same command and if_exists=resume ({run_dir})") from stop
+    finally:
+        if resume is None and trainer.global_step == 0 and trainer.is_global_zero:
+            runs.clear(run_dir)  # nothing was trained: nothing is left behind
     summary = record.finish(trainer, module, dict(metrics))
     _conclude(console, summary, time.perf_counter() - began)
     return summary

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from dlmkit.noising import corrupt_blocks
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.randomness import generator_for
 from dlmkit.types import Batch
 
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-def time_grid(blocks: Tensor, num_times: int) -> Tensor:
-    """Return the times at which validation blocks are scored, float64 [num_times, B], in (0, 1].
+def time_grid(blocks: Tensor, num_times: int) -> tuple[Tensor, Tensor]:
+    """Return the times at which validation blocks are scored and their weights, both float64 [num_times, B].
 
-    Block i is scored at (k + 1 - u_i) / num_times for k = 0 .. num_times - 1, where u_i = frac(i * golden ratio) is an
-    offset that depends on the block's index alone. So every model meets the same times on the same tokens (common
-    random numbers), each block covers the whole range, and over blocks the estimate of the integral has no grid bias.
+    With v_k = (k + 1 - u_i) / num_times for k = 0 .. num_times - 1, block i is scored at t = v_k^2 with weight
+    dt/dv = 2 v_k; u_i = frac(i * golden ratio) is an offset that depends on the block's index alone. So every model
+    meets the same times on the same tokens (common random numbers), each block covers the whole range, and over blocks
+    the estimate of the integral has no grid bias.
+
+    The square is for the variance: at small t few tokens are masked and each weighs 1 / t, so that the second moment
+    of a uniform draw diverges like the integral of 1 / t. Among t = v^p it is smallest for p = 2.
 
     Args:
         blocks: int64 [B], index of each block in the validation set.
@@ -29,14 +34,17 @@ def time_grid(blocks: Tensor, num_times: int) -> Tensor:
     """
     offset = torch.frac((blocks.double() + 0.5) * GOLDEN)
     k = torch.arange(num_times, dtype=torch.float64, device=blocks.device)
-    return (k[:, None] + 1.0 - offset) / num_times
+    v = (k[:, None] + 1.0 - offset) / num_times
+    return v * v, 2.0 * v
 
 
-def noisy_grid(process: ForwardProcess, batch: Batch, blocks: Tensor, num_times: int) -> tuple[Tensor, Tensor]:
-    """Return (t [num_times, B], x_t [num_times, B, L]) of validation blocks, on the batch's device.
+def noisy_grid(
+    process: ForwardProcess, batch: Batch, blocks: Tensor, num_times: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (t [B], weight [B], x_t [B, L]) for each time of the grid, on the batch's device.
 
-    The noise of a block depends on its index alone and is drawn on the CPU, so that batch size, sharding and device
-    leave the bound as it is.
+    The noise of a block depends on its index alone and is drawn on the CPU, so that neither batch size nor sharding
+    nor device moves the bound.
 
     Args:
         process: the noise.
@@ -45,17 +53,9 @@ def noisy_grid(process: ForwardProcess, batch: Batch, blocks: Tensor, num_times:
         num_times: size of the grid, at least 1.
     """
     device = batch.tokens.device
-    t, batch = time_grid(blocks.cpu(), num_times), batch.to("cpu")
-    x_t = [
-        process.corrupt(
-            batch.tokens[row].expand(num_times, -1),
-            t[:, row],
-            batch.scored[row].expand(num_times, -1),
-            generator_for("cpu", "validation", block),
-        )
-        for row, block in enumerate(blocks.tolist())
-    ]
-    return t.to(device), torch.stack(x_t, dim=1).to(device)
+    t, weight = time_grid(blocks.cpu(), num_times)
+    x_t = corrupt_blocks(process, batch.to("cpu"), t, blocks.tolist(), "validation")
+    return zip(t.to(device), weight.to(device), x_t.to(device), strict=True)
 
 
 @dataclass  # not frozen: torchmetrics walks through what a metric returns

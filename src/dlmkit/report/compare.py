@@ -3,111 +3,229 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dlmkit.report.reading import Run
+from dlmkit.report.reading import Point, Run, parent_of
 
 SAME_BUDGET = 0.01
 """Budgets closer than this share of one another count as equal: runs end on whole steps."""
 
-IGNORED_DIFFERENCES = ("run_dir", "seed", "if_exists")
+PLACES = ("run_dir", "dirpath", "if_exists", "cache_dir")
+"""Last parts of configuration keys that say where a run is kept, not what it is."""
 
 
-def at_budget(curve: list[tuple[float, float]], budget: float) -> float | None:
-    """Return the curve's value at `budget`, linear in log budget between two points; ``None`` outside its range."""
-    points = sorted(curve)
-    for (left, low), (right, high) in pairwise(points):
-        if left <= budget <= right:
-            share = math.log(budget / left) / math.log(right / left) if right > left else 1.0
-            return low + share * (high - low)
-    return points[0][1] if len(points) == 1 and points[0][0] == budget else None
+@dataclass(frozen=True)
+class Reading:
+    """A run's validation NLL at a budget.
+
+    Attributes:
+        nll: nats per token.
+        stderr: its standard error, if known.
+        final: whether it is the run's final validation; otherwise it was read off the curve.
+    """
+
+    nll: float
+    stderr: float | None
+    final: bool
 
 
-def equal_budget(runs: list[Run], budget: str) -> list[dict[str, Any]]:
-    """Return one row per distinct final budget that at least two runs reached: the validation NLL of each run there.
+@dataclass(frozen=True)
+class Budget:
+    """A budget, and what each run (by label) had reached there; ``None`` for a run whose curve does not span it."""
+
+    amount: float
+    readings: dict[str, Reading | None]
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+    mean: float
+    stderr: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the NLLs are exact."""
+        return self.runs[0].exact
+
+
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that have a result: finished, with a finite NLL."""
+    return [run for run in runs if run.finished and math.isfinite(run.val_nll)]
+
+
+def at_budget(curve: Sequence[Point], budget: float) -> Point | None:
+    """Return the curve at `budget`, linear in log budget between two points; ``None`` outside its range."""
+    points = sorted(curve, key=lambda point: point.x)
+    for point in reversed(points):
+        if point.x == budget:
+            return point
+    for left, right in pairwise(points):
+        if 0 < left.x < budget < right.x:
+            share = math.log(budget / left.x) / math.log(right.x / left.x)
+            return Point(budget, _mix(left.y, right.y, share), _mix_errors(left, right, share))
+    return None
+
+
+def equal_budget(runs: Sequence[Run], budget: str) -> list[Budget]:
+    """Return the comparison at each distinct final budget that at least two runs reached, smallest first.
 
     Args:
         runs: the runs.
         budget: "total_tokens" or "total_flops", which count the run that a run started from.
     """
-    finished = [run for run in runs if run.finished]
-    rows: list[dict[str, Any]] = []
-    for value in sorted({float(run.summary[budget]) for run in finished}):
-        if rows and _same(value, rows[-1]["budget"]):
+    compared = comparable(runs)
+    rows: list[Budget] = []
+    for amount in sorted({float(run.summary[budget]) for run in compared}):
+        if rows and _same(amount, rows[-1].amount):
             continue
-        values = {run.name: _value_at(run, budget, value) for run in finished}
-        if sum(result is not None for result in values.values()) >= 2:
-            rows.append({"budget": value, "val_nll": values})
+        readings = {run.label: _reading(run, budget, amount) for run in compared}
+        if sum(reading is not None for reading in readings.values()) >= 2:
+            rows.append(Budget(amount, readings))
     return rows
 
 
-def _same(left: float, right: float) -> bool:
-    """Whether two budgets are the same but for whole steps."""
-    return math.isclose(left, right, rel_tol=SAME_BUDGET)
+def validation_curve(run: Run, budget: str) -> list[Point]:
+    """Return the run's validation NLL over `budget`; a finished run's curve ends at its final validation."""
+    curve = run.against(budget, "val/nll")
+    if not run.finished or not math.isfinite(run.val_nll):
+        return curve
+    end = float(run.summary[budget])
+    final = Point(end, run.val_nll, run.summary["val_nll_stderr"])
+    return [point for point in curve if point.x < end * (1 - 1e-9)] + [final]
 
 
-def _value_at(run: Run, budget: str, value: float) -> float | None:
-    if _same(float(run.summary[budget]), value):
-        return float(run.summary["val_nll"])  # the final validation, over every token
-    return at_budget(run.against(budget, "val/nll"), value)
-
-
-def seed_groups(runs: list[Run]) -> list[dict[str, Any]]:
+def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
     """Return mean and standard error over runs that differ in nothing but the seed, for groups of two or more."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.finished:
-            groups.setdefault(_without_seed(run), []).append(run)
+    for run in comparable(runs):
+        groups.setdefault(identity(run), []).append(run)
+    return [_seed_group(group) for group in groups.values() if len(group) > 1]
+
+
+def identity(run: Run) -> str:
+    """Return the run's configuration as text, without its seed and its place."""
+    if not run.config:
+        return _without_seed(str(run.summary["name"]))
+    kept = {key: value for key, value in run.config.items() if key.rpartition(".")[2] not in (*PLACES, "seed")}
+    return repr(sorted((key, _without_seed(repr(value))) for key, value in kept.items()))
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Return (key, value per run) for the configuration keys in which the runs differ; ``None`` where one is absent."""
     rows = []
-    for group in groups.values():
-        if len(group) < 2:
-            continue
-        values = [float(run.summary["val_nll"]) for run in group]
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        rows.append(
-            {
-                "runs": [run.name for run in group],
-                "seeds": [run.summary["seed"] for run in group],
-                "val_nll": mean,
-                "stderr": math.sqrt(variance / len(values)),
-                "nll_is_exact": group[0].summary["nll_is_exact"],
-            }
-        )
-    return rows
-
-
-def _without_seed(run: Run) -> str:
-    kept = {
-        key: value
-        for key, value in run.config.items()
-        if key not in IGNORED_DIFFERENCES and not key.endswith((".seed", ".dirpath"))
-    }
-    return repr(sorted(kept.items(), key=lambda item: item[0]))
-
-
-def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
-    """Return (key, value per run) for the configuration keys in which the runs differ."""
-    keys = sorted({key for run in runs for key in run.config})
-    rows = []
-    for key in keys:
+    for key in sorted({key for run in runs for key in run.config}):
         values = [run.config.get(key) for run in runs]
-        if len({repr(value) for value in values}) > 1 and not key.endswith(("run_dir", "dirpath")):
+        if len({repr(value) for value in values}) > 1 and key.rpartition(".")[2] not in PLACES:
             rows.append((key, values))
     return rows
 
 
-def warnings_for(runs: list[Run]) -> list[str]:
-    """Return what stands against comparing these runs."""
-    messages = []
-    finished = [run for run in runs if run.finished]
-    if len({run.summary.get("data_fingerprint") for run in finished}) > 1:
-        messages.append(
-            "The runs were validated on different data (data_fingerprint differs): do not compare the rows."
-        )
-    grids = {run.summary.get("val_t_grid") for run in finished if not run.summary["nll_is_exact"]}
-    if len(grids) > 1:
-        messages.append(f"The bounds were estimated on time grids of different size ({', '.join(map(str, grids))}).")
-    messages += [f"{run.name} is {run.summary['status']}, not finished." for run in runs if not run.finished]
+def warnings_for(runs: Sequence[Run]) -> list[str]:
+    """Return what stands against comparing these runs, the gravest first."""
+    compared = comparable(runs)
+    messages = [*_data_warnings(compared), *_grid_warnings(compared), *_subset_warnings(compared)]
+    messages += [
+        f"{run.label} finished with an NLL that is no finite number: it diverged and is left out of the comparisons."
+        for run in runs
+        if run.finished and not math.isfinite(run.val_nll)
+    ]
+    messages += [
+        f"{run.label} is {run.summary['status']}, not finished: its curve is shown, dashed, and it is not compared."
+        for run in runs
+        if not run.finished
+    ]
+    messages += [
+        f"{run.label} started from {run.summary['init_from']}, which is not in this report: its budget counts that"
+        " run, its curve begins after it."
+        for run in compared
+        if run.summary.get("init_from") is not None and parent_of(run, runs) is None
+    ]
     return messages
+
+
+def _data_warnings(runs: Sequence[Run]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        groups.setdefault(str(run.summary.get("data_fingerprint")), []).append(run.label)
+    if len(groups) < 2:
+        return []
+    who = "; ".join(f"{fingerprint}: {_some(labels)}" for fingerprint, labels in groups.items())
+    return [f"These rows are NOT comparable: the runs used different data (data_fingerprint {who})."]
+
+
+def _grid_warnings(runs: Sequence[Run]) -> list[str]:
+    grids: dict[Any, list[str]] = {}
+    for run in runs:
+        if not run.exact:
+            grids.setdefault(run.summary.get("val_t_grid"), []).append(run.label)
+    messages = []
+    if len(grids) > 1:
+        who = "; ".join(f"{grid}: {_some(labels)}" for grid, labels in grids.items())
+        messages.append(f"The bounds were estimated at different numbers of times t per block (val_t_grid {who}).")
+    scored: dict[Any, list[str]] = {}
+    for run in runs:
+        scored.setdefault(run.summary.get("val_tokens"), []).append(run.label)
+    if len(scored) > 1:
+        who = "; ".join(f"{tokens}: {_some(labels)}" for tokens, labels in scored.items())
+        messages.append(f"The runs were scored on different numbers of validation tokens ({who}).")
+    return messages
+
+
+def _subset_warnings(runs: Sequence[Run]) -> list[str]:
+    partial = []
+    for run in runs:
+        during = set(run.curves.get("val/tokens", {}).values()) - {run.summary.get("val_tokens")}
+        if during:
+            partial.append(f"{run.label} {min(during):,.0f} of {run.summary.get('val_tokens'):,}")
+    if not partial:
+        return []
+    return [
+        "During training these runs were validated on part of the tokens of the final validation, so their curves can"
+        f" jump at the end ({_some(partial)})."
+    ]
+
+
+def _some(labels: Sequence[str], most: int = 4) -> str:
+    if len(labels) > most:
+        return f"{', '.join(labels[:most])} and {len(labels) - most} more"
+    return ", ".join(labels)
+
+
+def _reading(run: Run, budget: str, amount: float) -> Reading | None:
+    if _same(float(run.summary[budget]), amount):
+        return Reading(run.val_nll, run.summary["val_nll_stderr"], final=True)
+    point = at_budget(validation_curve(run, budget), amount)
+    return None if point is None else Reading(point.y, point.stderr, final=False)
+
+
+def _same(left: float, right: float) -> bool:
+    return math.isclose(left, right, rel_tol=SAME_BUDGET)
+
+
+def _mix(low: float, high: float, share: float) -> float:
+    return low + share * (high - low)
+
+
+def _mix_errors(left: Point, right: Point, share: float) -> float | None:
+    # Not in quadrature: both points were estimated on the same blocks, so their errors go together.
+    return None if left.stderr is None or right.stderr is None else _mix(left.stderr, right.stderr, share)
+
+
+def _seed_group(runs: list[Run]) -> SeedGroup:
+    values = [run.val_nll for run in runs]
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    label = re.sub(r",?\bseed=\d+", "", runs[0].label).strip(",/") or "all"
+    return SeedGroup(label, tuple(runs), mean, math.sqrt(variance / len(values)))
+
+
+def _without_seed(text: str) -> str:
+    return re.sub(r"\bseed=\d+", "seed=*", text)

@@ -1,221 +1,299 @@
-"""The HTML page: one file, no script from elsewhere, readable in the dark and on paper."""
+"""The HTML page: one file that loads nothing, readable in the light, in the dark and on paper."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from dlmkit import __version__
-from dlmkit.report.compare import differences, equal_budget, seed_groups, warnings_for
-from dlmkit.report.plots import Series, line_chart
+from dlmkit.report.compare import differences, warnings_for
+from dlmkit.report.figures import cost_figures, curve_figures, likelihood_figure, looks, small_figures
 from dlmkit.report.reading import Run
-from dlmkit.report.words import COLUMNS, NOTE, count, row, sign_of
+from dlmkit.report.tables import BOUNDS_NOTE, Cell, Table, budget_tables, run_table, seed_table
+from dlmkit.report.words import DASH, sign_of, thousands
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#3a8fb7", "#7a5195", "#555555")
-DARK = ("#56b4e9", "#ff9e4a", "#3ecf9f", "#f0a3cb", "#f0e442", "#9bd0ee", "#b794d6", "#bbbbbb")
+ASSETS = Path(__file__).parent / "assets"
 
-SMALL_PLOTS = (
-    ("train/nll", "training bound", "nats/token"),
-    ("train/device/items_per_sec", "speed", "tokens/s"),
-    ("train/device/mfu", "utilisation of the machine's peak", "share"),
-    ("train/grad_norm", "gradient norm before clipping", "norm"),
-    ("lr-AdamW/pg1", "learning rate", "rate"),
-    ("attention_ratio", "visible share of the future (annealing)", "ratio"),
+PROVENANCE = (
+    "status", "steps", "val_tokens", "val_t_grid", "init_from", "data_fingerprint", "git_commit", "dlmkit_version",
+)  # fmt: skip
+
+HOW_TO_READ = (
+    "<b>=</b> and filled dots: the exact negative log-likelihood of held-out text (autoregressive models)."
+    " <b>\u2264</b> and hollow dots: an upper bound on it (diffusion models), the true value lies at or below. Lower is"
+    " better. A run that started from another one has that run\u2019s tokens and FLOPs on its account, and its curve"
+    " begins where the other\u2019s ends (dotted)."
+)
+COST_NOTE = (
+    "The line joins the runs that no other run beats in both. It takes bounds at their face value, which is to their"
+    " disadvantage."
 )
 
 
-def page(runs: list[Run]) -> str:
+def page(runs: Sequence[Run]) -> str:
     """Return the page of `runs` as one HTML document."""
+    look = looks(runs)
     title = _title(runs)
     sections = [
-        _warnings(runs),
-        _section("Held-out likelihood", _table(COLUMNS, [row(run) for run in runs if run.finished], NOTE)),
-        _section("On equal terms", _budgets(runs)),
+        _section("Held-out likelihood", _likelihood(runs, look)),
+        _section("On equal terms", _budgets(runs, look)),
         _section("Over seeds", _seeds(runs)),
-        _section("Curves", _curves(runs)),
-        _section("Samples", _samples(runs)),
-        _section("What differs between the runs", _differences(runs)),
+        _section("Curves", _curves(runs, look)),
+        _section("What it cost", _costs(runs, look)),
+        _section("Samples", _samples(runs, look)),
+        _section("What differs in the configuration", _differences(runs, look)),
+        _section("Provenance", _provenance(runs, look)),
     ]
-    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_style()}</style></head><body><main><h1>{escape(title)}</h1>"
-        f'<p class="quiet">{now}, dlmkit {__version__}, data {escape(_fingerprints(runs))}</p>{_legend(runs)}'
+        f'<meta name="color-scheme" content="light dark"><style>{_asset("page.css")}</style></head><body><main>'
+        f'<header><h1>{escape(title)}</h1><p class="quiet">{escape(_facts(runs))}</p></header>'
+        f'{_warnings(runs)}<p class="how">{HOW_TO_READ}<br>{escape(BOUNDS_NOTE)}</p>{_legend(runs, look)}'
         + "".join(sections)
-        + f"</main><script>{SCRIPT}</script></body></html>\n"
+        + f'</main><div class="tip" role="status" hidden></div><script>{_asset("page.js")}</script></body></html>\n'
     )
 
 
 def _title(runs: Sequence[Run]) -> str:
     names = sorted({str(run.summary.get("experiment") or "runs") for run in runs})
-    return f"{', '.join(names)}: {len(runs)} runs"
+    return f"{', '.join(names)}: {_plural(len(runs), 'run')}"
 
 
-def _fingerprints(runs: Sequence[Run]) -> str:
-    return ", ".join(sorted({str(run.summary.get("data_fingerprint")) for run in runs}))
+def _facts(runs: Sequence[Run]) -> str:
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    made = sorted({str(run.summary["dlmkit_version"]) for run in runs if run.summary.get("dlmkit_version")})
+    data = sorted({str(run.summary.get("data_fingerprint")) for run in runs if run.finished})
+    scored = sorted({int(run.summary["val_tokens"]) for run in runs if run.summary.get("val_tokens")})
+    facts = [
+        f"{sum(run.finished for run in runs)} of {len(runs)} finished",
+        f"data {', '.join(data)}",
+        f"{' or '.join(thousands(number) for number in scored)} validation tokens" if scored else "",
+        f"written {now} by dlmkit {__version__}",
+        f"runs made by dlmkit {', '.join(made)}" if made and made != [__version__] else "",
+    ]
+    return " \u00b7 ".join(filter(None, facts))
 
 
-def _legend(runs: Sequence[Run]) -> str:
-    items = "".join(
-        f'<button type="button" data-run="{escape(run.name)}"><i class="b{number % len(LIGHT)}"></i>'
-        f"{escape(run.name)}</button>"
-        for number, run in enumerate(runs)
+def _warnings(runs: Sequence[Run]) -> str:
+    return "".join(
+        f'<p class="warning{" loud" if "NOT comparable" in message else ""}" role="alert">{escape(message)}</p>'
+        for message in warnings_for(runs)
     )
-    return f'<nav class="legend" aria-label="runs">{items}</nav>'
+
+
+def _legend(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    items = "".join(
+        f'<button type="button" class="{look[run.label]}" data-run="{escape(run.label)}" aria-pressed="false">'
+        f"{_mark(run)}{escape(run.label)}<small>{_kind(run)}</small></button>"
+        for run in runs
+    )
+    hint = '<span class="quiet controls">click hides, hover highlights</span>' if len(runs) > 1 else ""
+    return f'<nav class="legend" aria-label="runs">{items}{hint}</nav>'
+
+
+def _mark(run: Run) -> str:
+    kind = "dot" if run.exact else "dot hollow"
+    return (
+        '<svg class="mark" viewBox="0 0 30 12" aria-hidden="true"><polyline points="1,6 29,6"/>'
+        f'<circle class="{kind}" cx="15" cy="6" r="4"/></svg>'
+    )
+
+
+def _kind(run: Run) -> str:
+    if not run.finished:
+        return escape(str(run.summary["status"]))
+    if not math.isfinite(run.val_nll):
+        return "diverged"
+    return f"{sign_of(run.exact)} {'exact' if run.exact else 'bound'}"
 
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def _warnings(runs: list[Run]) -> str:
-    return "".join(f'<p class="warning" role="alert">{escape(message)}</p>' for message in warnings_for(runs))
+def _likelihood(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    figure = likelihood_figure(runs, look)
+    details = {run.label: _description(run) for run in runs}
+    table = _table(run_table(runs), look, details, titled=False)
+    return f'<figure class="intervals">{figure}</figure><div class="main">{table}</div>'
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
-    caption = f'<p class="quiet">{escape(note)}</p>' if note else ""
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{caption}'
+def _description(run: Run) -> str:
+    parts = [run.summary.get(key) for key in ("objective", "process", "schedule", "backbone")]
+    return " \u00b7 ".join(str(part) for part in parts if part)
 
 
-def _budgets(runs: list[Run]) -> str:
-    finished = [run for run in runs if run.finished]
-    parts = []
-    for budget, label in (("total_tokens", "total tokens"), ("total_flops", "total training FLOPs")):
-        rows = equal_budget(runs, budget)
-        header = [label, *(f"{run.name} ({sign_of(run.summary['nll_is_exact'])})" for run in finished)]
-        cells = [[count(entry["budget"]), *(_cell(entry["val_nll"][run.name]) for run in finished)] for entry in rows]
-        if cells:
-            parts.append(_table(header, cells))
-    note = (
-        "Validation NLL or bound, nats per token, at the same budget, the run that a run started from counted in."
-        " A run's last value is its final validation; others are read off its curve (fewer times t per block, in"
-        " the middle of its learning-rate schedule), never beyond it."
+def _budgets(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    tables = budget_tables(runs)
+    shown = "".join(f"<div>{_table(replace(table, note=''), look)}</div>" for table in tables)
+    return f'<div class="beside">{shown}</div><p class="quiet">{escape(tables[-1].note)}</p>' if tables else ""
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    table = seed_table(runs)
+    return "" if table is None else _table(table, {}, titled=False)
+
+
+def _table(table: Table, look: Mapping[str, str], details: Mapping[str, str] | None = None, titled: bool = True) -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    body = "".join(
+        _table_row(row, label, look, (details or {}).get(label or "", ""))
+        for row, label in zip(table.rows, table.runs, strict=True)
     )
-    return "".join(parts) + (f'<p class="quiet">{note}</p>' if parts else "")
-
-
-def _cell(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.3f}"
-
-
-def _seeds(runs: list[Run]) -> str:
-    groups = seed_groups(runs)
-    rows = [
-        [
-            ", ".join(group["runs"]),
-            str(len(group["seeds"])),
-            f"{sign_of(group['nll_is_exact'])} {group['val_nll']:.3f} \u00b1 {group['stderr']:.3f}",
-        ]
-        for group in groups
-    ]
-    return _table(("runs", "seeds", "mean NLL \u00b1 standard error over seeds"), rows) if rows else ""
-
-
-def _curves(runs: list[Run]) -> str:
-    large = [
-        line_chart(f"validation, against {label}", label, "nats/token", _series(runs, budget, "val/nll"))
-        for budget, label in (("total_tokens", "total tokens"), ("total_flops", "total FLOPs"))
-    ]
-    small = [
-        line_chart(title, "own tokens", unit, _series(runs, "tokens", column), small=True)
-        for column, title, unit in SMALL_PLOTS
-    ]
-    note = (
-        '<p class="quiet">A curve begins at the total of the run that its run started from. Click a run above to hide'
-        " it.</p>"
+    title = f"<h3>{escape(table.title)}</h3>" if titled else ""
+    note = f'<p class="quiet">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'{title}<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f"</div>{note}"
     )
-    return f'<div class="plots">{"".join(large)}</div><div class="plots small">{"".join(small)}</div>{note}'
 
 
-def _series(runs: list[Run], budget: str, metric: str) -> list[Series]:
-    return [
-        Series(run.name, number % len(LIGHT), sorted(run.against(budget, metric)), dashed=not run.finished)
-        for number, run in enumerate(runs)
-    ]
+def _table_row(row: Sequence[Cell], label: str | None, look: Mapping[str, str], detail: str) -> str:
+    swatch = "" if label is None else '<i class="swatch"></i>'
+    small = f"<small>{escape(detail)}</small>" if detail else ""
+    first = f'<th scope="row">{swatch}{escape(row[0].text)}{small}</th>'
+    rest = "".join(f"<td{_sort_key(cell)}>{escape(cell.text)}</td>" for cell in row[1:])
+    marks = "" if label is None else f' class="{look[label]}" data-run="{escape(label)}"'
+    return f"<tr{marks}>{first}{rest}</tr>"
 
 
-def _samples(runs: list[Run]) -> str:
-    columns = []
-    for number, run in enumerate(runs):
-        texts = run.samples.get("samples", [])
-        if not texts:
-            continue
-        how = f"{run.samples['sampler']}, {run.samples['num_steps']} steps, after step {run.samples['step']:,}"
-        blocks = "".join(_sample(sample) for sample in texts)
-        columns.append(
-            f'<article data-run="{escape(run.name)}"><h3><i class="b{number % len(LIGHT)}"></i>{escape(run.name)}</h3>'
-            f'<p class="quiet">{escape(how)}</p>{blocks}</article>'
-        )
-    return f'<div class="samples">{"".join(columns)}</div>' if columns else ""
+def _sort_key(cell: Cell) -> str:
+    return "" if cell.value is None else f' data-value="{cell.value!r}"'
 
 
-def _sample(sample: dict[str, Any]) -> str:
-    prompt = sample.get("prompt")
-    lead = f"<b>{escape(prompt)}</b> " if prompt else ""
-    return f"<blockquote>{lead}{escape(sample['text'])}</blockquote>"
+def _curves(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    large = curve_figures(runs, look)
+    if not large:
+        return ""
+    training = 'class="variant training' in large
+    controls = _choice("what", ("validation", "training")) if training else ""
+    controls += _choice("axis", ("linear", "log"))
+    note = (
+        "Bars are one standard error. Validations during training may look at fewer times t or blocks than the final"
+        " one, so that a curve can step at its end. Training curves are means of neighbouring steps, at most 90 points."
+    )
+    small = small_figures(runs, look)
+    return (
+        f'<div class="curves" data-what="validation" data-axis="linear"><div class="controls">{controls}</div>'
+        f'<div class="plots large">{large}</div></div><p class="quiet">{note}</p>'
+        + (f'<div class="plots small">{small}</div>' if small else "")
+    )
 
 
-def _differences(runs: list[Run]) -> str:
-    rows = [
-        [key, *("\u2013" if value is None else str(value) for value in values)] for key, values in differences(runs)
-    ]
-    return _table(["key", *(run.name for run in runs)], rows) if rows else ""
+def _choice(name: str, values: Sequence[str]) -> str:
+    labels = {"validation": "validation", "training": "training", "linear": "linear x", "log": "log x"}
+    buttons = "".join(
+        f'<button type="button" data-choice="{name}" data-value="{value}"'
+        f' aria-pressed="{"true" if value == values[0] else "false"}">{labels[value]}</button>'
+        for value in values
+    )
+    return f'<span class="choice" role="group">{buttons}</span>'
 
 
-def _style() -> str:
-    def colours(palette: Sequence[str]) -> str:
-        return "".join(f".s{n}{{stroke:{c}}}.c{n}{{fill:{c}}}.b{n}{{background:{c}}}" for n, c in enumerate(palette))
-
-    return STYLE + colours(LIGHT) + "@media (prefers-color-scheme:dark){" + DARK_STYLE + colours(DARK) + "}"
+def _costs(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    figures = cost_figures(runs, look)
+    return f'<div class="plots small">{figures}</div><p class="quiet">{COST_NOTE}</p>' if figures else ""
 
 
-STYLE = """
-:root{--ink:#1c2024;--quiet:#5b6570;--paper:#fff;--panel:#f6f7f9;--line:#dfe3e8}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1360px;margin:0 auto;padding:28px 24px 60px}
-h1{font-size:26px;margin:0 0 2px}h2{font-size:18px;margin:36px 0 10px}h3{font-size:15px;margin:0}
-.quiet{color:var(--quiet);font-size:13px;margin:6px 0}
-.warning{border-left:4px solid #d55e00;background:var(--panel);padding:8px 12px;font-weight:600}
-.wide{overflow-x:auto;margin:8px 0}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{font-weight:600;color:var(--quiet);font-size:13px;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left;font-weight:600}
-tbody tr:hover{background:var(--panel)}
-i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px}
-.legend{position:sticky;top:0;background:var(--paper);padding:8px 0;display:flex;gap:8px;flex-wrap:wrap;z-index:1}
-.legend button{font:inherit;color:inherit;background:var(--panel);border:1px solid var(--line);border-radius:16px;
-padding:3px 12px;cursor:pointer}
-.legend button[aria-pressed=true]{opacity:.4;text-decoration:line-through}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:18px}
-.plots.small{grid-template-columns:repeat(auto-fit,minmax(300px,1fr));margin-top:18px}
-figure{margin:0;background:var(--panel);border-radius:8px;padding:10px 10px 4px}
-figcaption{font-weight:600;font-size:14px;padding-left:6px}
-svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:var(--quiet)}
-.grid{stroke:var(--line)}.axis{stroke:var(--quiet)}
-polyline{fill:none;stroke-width:2;stroke-linejoin:round}circle:hover{r:6}
-.samples{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:18px}
-.samples article{background:var(--panel);border-radius:8px;padding:12px 14px}
-blockquote{margin:10px 0;font:14px/1.5 Georgia,serif;white-space:pre-wrap;overflow-wrap:anywhere;
-border-top:1px solid var(--line);padding-top:8px}
-.hidden{display:none}
-@media print{.legend{position:static}section{break-inside:avoid}}
-"""
+def _samples(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    shown = [run for run in runs if run.samples.get("samples")]
+    if not shown:
+        return ""
+    head = "".join(
+        f'<div class="head {look[run.label]}" data-run="{escape(run.label)}"><b><i class="swatch"></i>'
+        f'{escape(run.label)}</b><p class="quiet">{escape(_how(run.samples))}</p></div>'
+        for run in shown
+    )
+    texts = {run.label: _by_prompt(run.samples) for run in shown}
+    keys = dict.fromkeys(key for run in shown for key in texts[run.label])
+    body = "".join(_sample_row(key, shown, texts) for key in keys)
+    return f'<div class="wide"><div class="samples" style="--runs:{len(shown)}">{head}{body}</div></div>'
 
-DARK_STYLE = ":root{--ink:#e8eaed;--quiet:#a2abb5;--paper:#15181b;--panel:#1d2226;--line:#333a41}"
 
-SCRIPT = """
-for (const button of document.querySelectorAll('.legend button')) button.onclick = () => {
-  const off = button.getAttribute('aria-pressed') !== 'true';
-  button.setAttribute('aria-pressed', off);
-  for (const part of document.querySelectorAll('.series, article'))
-    if (part.dataset.run === button.dataset.run) part.classList.toggle('hidden', off);
-};
-"""
+def _how(record: Mapping[str, Any]) -> str:
+    facts = [str(record.get("sampler", "")), f"{record['num_steps']} steps" if "num_steps" in record else ""]
+    facts.append(f"temperature {record['temperature']:g}" if record.get("temperature") is not None else "")
+    return ", ".join(filter(None, [*facts, f"after training step {int(record['step']):,}"]))
+
+
+def _by_prompt(record: Mapping[str, Any]) -> dict[tuple[str, int], str]:
+    """Return (prompt, how many of that prompt came before) -> text, so that equal prompts stand side by side."""
+    before: defaultdict[str, int] = defaultdict(int)
+    found = {}
+    for sample in record["samples"]:
+        prompt = sample.get("prompt") or ""
+        found[prompt, before[prompt]] = str(sample.get("text", ""))
+        before[prompt] += 1
+    return found
+
+
+def _sample_row(key: tuple[str, int], runs: Sequence[Run], texts: Mapping[str, Mapping[tuple[str, int], str]]) -> str:
+    prompt, _ = key
+    lead = f'<div class="prompt">prompt: <q>{escape(prompt)}</q></div>' if prompt else ""
+    return lead + "".join(
+        f'<blockquote data-run="{escape(run.label)}" tabindex="0">{_sample_text(prompt, texts[run.label].get(key))}'
+        "</blockquote>"
+        for run in runs
+    )
+
+
+def _sample_text(prompt: str, text: str | None) -> str:
+    if text is None:
+        return DASH
+    if prompt and text.startswith(prompt):
+        return f"<mark>{escape(prompt)}</mark>{escape(text.removeprefix(prompt))}"
+    return escape(text)
+
+
+def _differences(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    rows = [(key, ["" if value is None else _value(value) for value in values]) for key, values in differences(runs)]
+    return _by_run(rows, runs, look) if rows and len(runs) > 1 else ""
+
+
+def _provenance(runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    rows = [("folder", [str(run.folder) for run in runs])]
+    rows += [(key, [_value(run.summary.get(key)) for run in runs]) for key in PROVENANCE]
+    return f"<details><summary>folders, commits, data</summary>{_by_run(rows, runs, look)}</details>"
+
+
+def _by_run(rows: Sequence[tuple[str, Sequence[str]]], runs: Sequence[Run], look: Mapping[str, str]) -> str:
+    head = "".join(
+        f'<th scope="col" class="{look[run.label]}"><i class="swatch"></i>{escape(run.label)}</th>' for run in runs
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(key)}</th>'
+        + "".join(f"<td>{_breakable(value)}</td>" for value in values)
+        + "</tr>"
+        for key, values in rows
+    )
+    return (
+        f'<div class="wide"><table class="settings"><thead><tr><th scope="col">key</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _breakable(value: str) -> str:
+    """Let long dotted names and paths break at their joints."""
+    text = escape(value)
+    return text.replace(".", ".<wbr>").replace("/", "/<wbr>") if len(value) > 16 else text
+
+
+def _value(value: Any) -> str:
+    return DASH if value is None else f"{value:,}" if type(value) is int else str(value)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

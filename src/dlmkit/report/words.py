@@ -1,42 +1,14 @@
-"""How numbers are written in tables."""
+"""How numbers are written."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from dlmkit.report.reading import Run
+from dlmkit.report.reading import short_name
 
-COLUMNS = (
-    "run", "NLL (nats/token)", "perplexity", "bits/byte", "tokens (own + before = total)", "FLOPs in all",
-    "parameters", "tokens/s", "peak memory", "time", "seed",
-)  # fmt: skip
-
-NOTE = (
-    "= is an exact negative log-likelihood, \u2264 an upper bound on it; \u00b1 is one standard error over validation"
-    " blocks. A bound above an exact value does not prove a worse model."
-)
-
-
-def row(run: Run) -> list[str]:
-    """Return the cells of a finished run, in the order of `COLUMNS`."""
-    s = run.summary
-    sign = sign_of(s["nll_is_exact"])
-    nll, error = float(s["val_nll"]), float(s["val_nll_stderr"])
-    bpb = s.get("val_bpb")
-    return [
-        run.name,
-        f"{sign} {nll:.3f} \u00b1 {error:.3f}" + _above_entropy(s),
-        f"{sign} {math.exp(nll):.1f} \u00b1 {math.exp(nll) * error:.1f}",
-        "\u2013" if bpb is None else f"{sign} {bpb:.3f} \u00b1 {bpb * error / nll:.3f}",
-        tokens_of(s),
-        f"{s['total_flops']:.2e}",
-        count(s.get("params")),
-        "\u2013" if s.get("tokens_per_second") is None else f"{s['tokens_per_second']:,.0f}",
-        size(s.get("peak_memory_bytes")),
-        duration(s.get("wall_seconds")),
-        str(s["seed"]),
-    ]
+DASH = "\u2013"
+SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
 def sign_of(exact: bool) -> str:
@@ -44,42 +16,81 @@ def sign_of(exact: bool) -> str:
     return "=" if exact else "\u2264"
 
 
+def marked(exact: bool, value: float, stderr: float | None) -> str:
+    """Return a value with its sign and its standard error."""
+    text = f"{sign_of(exact)} {value:.3f}"
+    return text if stderr is None else f"{text} \u00b1 {stderr:.3f}"
+
+
+def perplexity(nll: float) -> float:
+    """Return exp(nll), infinite where that leaves the range of floats."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
 def tokens_of(summary: dict[str, Any]) -> str:
     """Return own tokens, and those of the run that it started from."""
-    total, own = summary["total_tokens"], summary["tokens_seen"]
-    if total == own:
+    total, own = summary.get("total_tokens"), summary.get("tokens_seen")
+    if own is None or total is None or total == own:
         return count(own)
-    before = str(summary.get("init_from") or "before").removeprefix("family=")
+    before = short_name(str(summary.get("init_from") or "before"))
     return f"{count(own)} + {count(total - own)} ({before}) = {count(total)}"
 
 
 def count(number: float | None) -> str:
     """Return a count with three digits and a unit."""
     if number is None:
-        return "\u2013"
+        return DASH
+    number = float(f"{number:.3g}")
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
-            return f"{number / scale:.3g}{unit}"
+            return f"{number / scale:#.3g}".rstrip(".") + unit
     return f"{number:.3g}"
+
+
+def short_count(number: float) -> str:
+    """Return a count for an axis: as `count`, without zeros at the end."""
+    text = count(number)
+    digits, unit = text.rstrip("kMBT"), text.lstrip("0123456789.")
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + unit
+
+
+def power(number: float) -> str:
+    """Return a large number for an axis, such as 5×10¹³."""
+    if number == 0:
+        return "0"
+    mantissa, _, exponent = f"{number:.3g}".partition("e") if number < 1e4 else f"{number:.2e}".partition("e")
+    if not exponent:
+        return mantissa
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    ten = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+    return ten if mantissa == "1" else f"{mantissa}×{ten}"
+
+
+def scientific(number: float | None) -> str:
+    """Return a large number such as 3.10e13."""
+    if number is None:
+        return DASH
+    mantissa, _, exponent = f"{number:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def size(number: float | None) -> str:
     """Return bytes in MiB or GiB."""
     if not number:
-        return "\u2013"
+        return DASH
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration in minutes and seconds, or hours and minutes."""
+    """Return a duration in its two largest units."""
     if seconds is None:
-        return "\u2013"
+        return DASH
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
-def _above_entropy(summary: dict[str, Any]) -> str:
-    entropy = summary.get("entropy_per_token")
-    return "" if entropy is None else f" (entropy {entropy:.3f} + {summary['val_nll'] - entropy:.3f})"
+def thousands(number: float | None) -> str:
+    """Return a number with separators."""
+    return DASH if number is None else f"{number:,.0f}"

@@ -1,7 +1,9 @@
 """Hydra's basic sweeper, with every run after the run that it starts from."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -27,6 +29,16 @@ class InOrderSweeper(BasicSweeper):
 
     Within a stage the launcher is free to run everything at once; a stage begins when the one before it has ended.
     """
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep; one that failed before any run began leaves no folder."""
+        try:
+            return super().sweep(arguments)
+        finally:
+            assert self.config is not None
+            folder = Path(self.config.hydra.sweep.dir)
+            if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+                shutil.rmtree(folder)
 
     def split_arguments(  # type: ignore[override]  # the base class has it static, and calls it on self
         self, overrides: list[Override], max_batch_size: int | None

@@ -1,0 +1,92 @@
+"""Training: a step is the gradient of sum(loss) / scored tokens of the global batch, however that is split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dlmkit.randomness import generator_for
+from dlmkit.types import Batch, Noised
+from laws import parts
+from laws.enumeration import Source, nodes, noised_everywhere
+from laws.toy_training import (
+    ValidationData,
+    assert_same,
+    by_hand,
+    families,
+    module,
+    tiny_gpt2,
+    trained,
+    trainer,
+    weights,
+)
+
+FAMILIES = [pytest.param(*pair, id="-".join(pair)) for pair in families()]
+SPLITS = [pytest.param(8, 1, id="8x1"), pytest.param(2, 4, id="2x4"), pytest.param(1, 8, id="1x8")]
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), SPLITS)
+@pytest.mark.parametrize(("objective", "process"), FAMILIES)
+def test_a_step_is_the_gradient_by_hand(objective, process, micro_batch_size, accumulate):
+    """Two steps, so that counts left over from the first would show in the second."""
+    before = weights(module(objective, process))
+    mine = trained(module(objective, process), micro_batch_size, accumulate, num_steps=2)
+    reference = by_hand(module(objective, process), num_steps=2)
+    assert_same(mine, reference)
+    assert max(float((one - other).abs().max()) for one, other in zip(before, reference, strict=True)) > 0.01
+
+
+@pytest.mark.parametrize(("objective", "process"), [("masked", "absorbing"), ("autoregressive", "none")])
+def test_an_unpredicted_first_token_is_neither_noised_nor_counted(objective, process):
+    assert_same(trained(module(objective, process, bos="none"), 2, 4), by_hand(module(objective, process, bos="none")))
+
+
+def test_a_mean_of_means_would_be_wrong():
+    """Each micro-batch's own mean, averaged, is another gradient: the law above can fail."""
+    model = module("masked", "absorbing")
+    model.on_before_optimizer_step = lambda optimizer: None  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        assert_same(trained(model, 1, 8), by_hand(module("masked", "absorbing")))
+
+
+@pytest.mark.parametrize(("objective", "process"), FAMILIES)
+def test_validation_does_not_move_with_the_micro_batch(objective, process):
+    model = module(objective, process)
+    results = []
+    for size in (10, 3, 1):
+        trainer().validate(model, datamodule=ValidationData(size), verbose=False)
+        results.append({name: float(value) for name, value in model.trainer.callback_metrics.items()})
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-5)
+    assert results[0]["val/nll_stderr"] > 0
+
+
+@pytest.mark.parametrize("t_sampler", parts.names("t_sampler"))
+@pytest.mark.parametrize(("objective", "process"), [pair for pair in families() if pair[1] != "none"])
+def test_mean_training_loss_is_the_bound(objective, process, t_sampler):
+    """Noise, times, network and objective together: the mean over draws is the integral by enumeration.
+
+    Within 5 standard errors; what eps leaves out is left out here too, by eps = 0.
+    """
+    size, mask_id, num = 4, 1, 20_000
+    schedule = "cosine"
+    noise = parts.process(process, schedule, vocab_size=size, mask_id=mask_id)
+    bound = parts.objective(objective)
+    backbone = tiny_gpt2(causal=False, vocab_size=size, mask_id=mask_id).eval()
+    x = torch.tensor([[3, 0, 2]])
+    joint = torch.zeros(size, size, size, dtype=torch.float64)
+    joint[tuple(x[0])] = 1.0
+
+    with torch.no_grad():
+        noised, share, _ = noised_everywhere(Source(joint), noise, nodes(noise, 48))
+        exact = float((share * bound(backbone(noised.x_t, noised.t), noised, noise).nll.double().sum(-1)).sum())
+
+        t, weight = parts.t_sampler(t_sampler, schedule, eps=0.0).sample(num, generator_for("cpu", "t", objective))
+        batch = Batch(x.expand(num, -1), torch.ones(num, 3, dtype=torch.bool))
+        x_t = noise.corrupt(batch.tokens, t, batch.scored, generator_for("cpu", "mean"))
+        result = bound(backbone(x_t, t), Noised(batch.tokens, x_t, t, batch.scored, weight), noise)
+        draws = result.nll.double().sum(-1)
+    slack = 5 * float(draws.std()) / num**0.5
+    assert slack < 0.15 * exact
+    assert abs(float(draws.mean()) - exact) < slack
+    torch.testing.assert_close(result.loss, result.nll)
