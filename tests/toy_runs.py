@@ -105,7 +105,23 @@ def curve(run_dir: Path, name: str) -> list[tuple[int, float]]:
 
 def text_corpus(path: Path, documents: int = 40) -> Path:
     """Write documents of a dozen words each, an empty line between them."""
-    words = "in the beginning was the word and the word was with light upon deep waters".split()
+    words = [
+        "in",
+        "the",
+        "beginning",
+        "was",
+        "the",
+        "word",
+        "and",
+        "the",
+        "word",
+        "was",
+        "with",
+        "light",
+        "upon",
+        "deep",
+        "waters",
+    ]
     generator = random.Random(0)
     lines = [" ".join(generator.choices(words, k=12)) for _ in range(documents)]
     path.write_text("\n\n".join(lines))

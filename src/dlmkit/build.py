@@ -131,7 +131,8 @@ def build_loggers(run_dir: Path, steps_done: int) -> list[Logger]:
     kept = runs.read_metrics(run_dir, steps_done)
     table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
     for row in kept:  # CSVLogger begins a new file
-        table.log_metrics({**row}, step=int(row["step"]))
+        cells: dict[str, Any] = dict(row)
+        table.log_metrics(cells, step=int(row["step"]))
     board = TensorBoardLogger(
         run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps_done or None
     )

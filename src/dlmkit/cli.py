@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dlmkit import __version__
 
@@ -83,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_train(commands: argparse._SubParsersAction[Any]) -> None:
     train = commands.add_parser(
         "train",
         help="train one run, or a sweep with -m",
@@ -95,14 +95,14 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("-m", "--multirun", action="store_true", help="run a sweep")
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_report(commands: argparse._SubParsersAction[Any]) -> None:
     report = commands.add_parser("report", help="table and HTML page of finished runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, or folders that hold some")
     report.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: RUN_DIR/report.html)")
     report.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
 
 
-def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
     sample = commands.add_parser("sample", help="generate text, or fill in the middle")
     sample.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run folder or a checkpoint in it")
     given = sample.add_mutually_exclusive_group()

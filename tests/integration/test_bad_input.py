@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from toy_runs import MODEL, SMALL, TOY, Outcome, dlmkit, text_corpus, text_data, train, trained
 
 # name: (overrides, what the line must hold)

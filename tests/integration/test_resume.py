@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from toy_runs import TOY, checkpoint, curve, dlmkit, metrics, stop_at, summary, train, trained, weights
 
 STEPS = 6  # validated and saved after 2, 4 and 6

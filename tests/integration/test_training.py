@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from toy_runs import LENGTH, TOY, checkpoint, curve, dlmkit, summary, trained, weights
 
 

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
 from dlmkit import __version__, runs
 from dlmkit.config import check_overrides, conf_dir, flatten, register_resolvers, run_name
@@ -94,7 +95,7 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     resume = runs.claim(run_dir, config.if_exists)
     if config.if_exists == "resume" and (finished := runs.finished_summary(run_dir, config.num_steps)):
-        console.print(f"[bold]{run_dir}[/bold]: finished already", markup=True)
+        console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
         return finished
     parent = starting_run(config, run_dir, overrides)
 
@@ -223,9 +224,9 @@ def _progress_bar(progress: bool) -> list[Any]:
 
 
 def _announce(console: Console, run_dir: Path, config: DictConfig, num_params: int, parent: Path | None) -> None:
-    start = "" if parent is None else f", starting from {parent}"
+    start = "" if parent is None else f", starting from {escape(str(parent))}"
     console.print(
-        f"[bold]{run_dir}[/bold]: {num_params:,} parameters, {config.num_steps:,} steps of"
+        f"[bold]{escape(str(run_dir))}[/bold]: {num_params:,} parameters, {config.num_steps:,} steps of"
         f" {config.batch.size * config.length:,} tokens{start}"
     )
 
@@ -233,7 +234,7 @@ def _announce(console: Console, run_dir: Path, config: DictConfig, num_params: i
 def _conclude(console: Console, summary: dict[str, Any], seconds: float) -> None:
     sign = "=" if summary["nll_is_exact"] else "<="
     console.print(
-        f"[bold]{summary['name']}[/bold]: nll {sign} {summary['val_nll']:.4f} +- {summary['val_nll_stderr']:.4f}"
+        f"[bold]{escape(summary['name'])}[/bold]: nll {sign} {summary['val_nll']:.4f} +- {summary['val_nll_stderr']:.4f}"
         f" nats/token over {summary['val_tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
         f" {seconds:.0f} s"
     )
