@@ -111,7 +111,7 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
     defaults = _compose_groups(overrides)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        if _is_group(key) or override.is_delete():
+        if _is_group(key) or override.is_delete() or key == "init_from":  # which is a path or a section
             continue
         default = OmegaConf.select(defaults, key)
         section = key.partition(".")[0]
@@ -166,13 +166,19 @@ def _explain(chain: list[BaseException], overrides: Sequence[str]) -> str | None
         if str(cause).startswith("Config group override must be a string"):
             return _unnamed_choice(overrides)
         if isinstance(cause, OverrideParseException):
+            key, equals, value = cause.override.partition("=")
+            example = f"{key}='\"{value}\"'" if equals and '"' not in value else "key='\"a, b\"'"
             return (
                 f"{cause.override!r} is not key=value: write key=value without spaces around =, and put a value with"
-                " spaces, commas, brackets or = in two pairs of quotes, such as key='\"a, b\"'"
+                f" spaces, commas, brackets or = in two pairs of quotes, such as {example}"
             )
         if isinstance(cause, ConfigCompositionException) and str(cause).startswith("Ambiguous value for argument"):
             override = str(cause).partition("'")[2].partition("'")[0]
-            return f"{override} has several values: add -m to run each of them, or write [a,b] for one list"
+            key = override.partition("=")[0]
+            return (
+                f"{override} has several values: add -m to run each of them, write {key}=[a,b] for one list, or"
+                f" {key}='\"a,b\"' for one text with a comma"
+            )
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key} is not set: give {cause.full_key}=VALUE"
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and "is not in struct" in str(cause):

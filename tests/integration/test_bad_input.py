@@ -39,6 +39,7 @@ CONFIGURATION = {
     "number for a list": (["optimizer.betas=0.9"], ["optimizer.betas 0.9 is not a list", "[0.9, 0.95]"]),
     "value for a section": (["trainer=cpu"], ["trainer 'cpu' is not a section", "trainer.accelerator=VALUE"]),
     "unbalanced bracket": (["optimizer.betas=[1,"], ["'optimizer.betas=[1,' is not key=value"]),
+    "equals sign in a value": (["init_from=runs/a=b"], ["such as init_from='\"runs/a=b\"'"]),
     "no equals sign": (["optimizer.lr"], ["'optimizer.lr' is not key=value"]),
     "sweep without -m": (["schedule=linear,cosine"], ["schedule=linear,cosine has several values: add -m"]),
     "unknown flag": (["--multirn"], ["--multirn is no flag", "--multirun"]),
@@ -251,5 +252,5 @@ def test_commands() -> None:
 
 
 def test_debug_shows_where() -> None:
-    with pytest.raises(ValueError, match="batch.size 3"):
+    with pytest.raises(ValueError, match=r"batch\.size 3"):
         train("runs/x", "--debug", "batch.size=3", "batch.accumulate=2")

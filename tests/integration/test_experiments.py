@@ -163,7 +163,7 @@ def test_a_start_is_trained_first_and_both_budgets_count() -> None:
         "train",
         *TOY,
         "family=adapted",
-        f"init_from={first}",
+        f"init_from='{first}'",
         "optimizer.lr=0.0",
         "budget.tokens=32",
         "hydra.run.dir=kept",

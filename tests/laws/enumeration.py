@@ -156,15 +156,16 @@ class Nodes:
     weight: Tensor
 
 
-def nodes(process: ForwardProcess, num: int = 64, bottom: float | None = None) -> Nodes:
+def nodes(process: ForwardProcess, num: int = 64, top: float = 1.0, bottom: float | None = None) -> Nodes:
     """Gauss-Legendre in alpha, so that one rule serves every schedule, crowded at both ends.
 
     The integrands have x log x singularities at alpha = 1, and t(alpha) has square roots where alpha' vanishes; with
-    alpha = 1 - range * w(v), w the smoothstep of order 5, neither is left in v.
+    alpha = top - range * w(v), w the smoothstep of order 5, neither is left in v.
 
     Args:
         process: whose alpha(t) is walked along.
         num: K.
+        top: alpha to start from.
         bottom: where to stop; ``None`` for alpha(1).
     """
     one = torch.ones(1, dtype=torch.float64)
@@ -172,8 +173,8 @@ def nodes(process: ForwardProcess, num: int = 64, bottom: float | None = None) -
     v, gauss = gauss_legendre(num)
     share = v**3 * (10 - 15 * v + 6 * v**2)
     slope = 30 * v**2 * (1 - v) ** 2
-    t = time_at(process, 1.0 - (1.0 - bottom) * share)
-    return Nodes(t, gauss * (1.0 - bottom) * slope / -alpha_slope(process, t))
+    t = time_at(process, top - (top - bottom) * share)
+    return Nodes(t, gauss * (top - bottom) * slope / -alpha_slope(process, t))
 
 
 def time_at(process: ForwardProcess, alpha: Tensor) -> Tensor:

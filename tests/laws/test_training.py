@@ -28,7 +28,7 @@ SPLITS = [pytest.param(8, 1, id="8x1"), pytest.param(2, 4, id="2x4"), pytest.par
 @pytest.mark.parametrize(("micro_batch_size", "accumulate"), SPLITS)
 @pytest.mark.parametrize(("objective", "process"), FAMILIES)
 def test_a_step_is_the_gradient_by_hand(objective, process, micro_batch_size, accumulate):
-    """Two steps, so that counts left over from the first would show in the second."""
+    """Two steps on different blocks, so that counts left over from the first would show in the second."""
     before = weights(module(objective, process))
     mine = trained(module(objective, process), micro_batch_size, accumulate, num_steps=2)
     reference = by_hand(module(objective, process), num_steps=2)
@@ -66,10 +66,11 @@ def test_validation_does_not_move_with_the_micro_batch(objective, process):
 def test_mean_training_loss_is_the_bound(objective, process, t_sampler):
     """Noise, times, network and objective together: the mean over draws is the integral by enumeration.
 
-    Within 5 standard errors; what eps leaves out is left out here too, by eps = 0.
+    Within 5 standard errors. Both leave out t < 0.05, where rare jumps that cost 1 / t make the variance of uniform
+    noise diverge.
     """
     size, mask_id, num = 4, 1, 20_000
-    schedule = "cosine"
+    schedule, eps = "linear", 0.05
     noise = parts.process(process, schedule, vocab_size=size, mask_id=mask_id)
     bound = parts.objective(objective)
     backbone = tiny_gpt2(causal=False, vocab_size=size, mask_id=mask_id).eval()
@@ -78,15 +79,15 @@ def test_mean_training_loss_is_the_bound(objective, process, t_sampler):
     joint[tuple(x[0])] = 1.0
 
     with torch.no_grad():
-        noised, share, _ = noised_everywhere(Source(joint), noise, nodes(noise, 48))
+        noised, share, _ = noised_everywhere(Source(joint), noise, nodes(noise, 48, top=1 - eps))
         exact = float((share * bound(backbone(noised.x_t, noised.t), noised, noise).nll.double().sum(-1)).sum())
 
-        t, weight = parts.t_sampler(t_sampler, schedule, eps=0.0).sample(num, generator_for("cpu", "t", objective))
+        t, weight = parts.t_sampler(t_sampler, schedule, eps=eps).sample(num, generator_for("cpu", "t", objective))
         batch = Batch(x.expand(num, -1), torch.ones(num, 3, dtype=torch.bool))
         x_t = noise.corrupt(batch.tokens, t, batch.scored, generator_for("cpu", "mean"))
         result = bound(backbone(x_t, t), Noised(batch.tokens, x_t, t, batch.scored, weight), noise)
         draws = result.nll.double().sum(-1)
     slack = 5 * float(draws.std()) / num**0.5
-    assert slack < 0.15 * exact
+    assert slack < 0.1 * exact
     assert abs(float(draws.mean()) - exact) < slack
     torch.testing.assert_close(result.loss, result.nll)

@@ -72,12 +72,12 @@ def module(objective: str, process: str, bos: str = "prepend", schedule: str = "
     )
 
 
-def blocks(num: int = G) -> Batch:
-    """Blocks with 1 to L scored tokens each, in no order."""
+def blocks(num: int) -> Batch:
+    """Blocks with 1 to L scored tokens each, in no order; the first G have fewer than the next."""
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(V - 1, (num, L), generator=generator)
+    tokens = torch.randint(V - 1, (2 * G, L), generator=generator)[:num]
     tokens += tokens >= MASK
-    scored = torch.arange(L) >= torch.tensor([5, 0, 2, 4, 1, 3, 0, 5] * 2)[:num, None]
+    scored = torch.arange(L) >= torch.tensor([5, 0, 2, 4, 1, 3, 5, 5, 0, 1, 0, 2, 0, 0, 1, 0])[:num, None]
     return Batch(tokens, scored)
 
 
@@ -86,7 +86,7 @@ def rows_of(batch: Batch) -> Callable[[list[int]], Batch]:
 
 
 class ToyData(pl.LightningDataModule):
-    """Deals the same G blocks to every step, in the order of dlmkit.data.order.TrainOrder."""
+    """Deals G blocks to each step, in the order of dlmkit.data.order.TrainOrder but not shuffled."""
 
     def __init__(self, micro_batch_size: int, accumulate: int, num_steps: int) -> None:
         super().__init__()
@@ -94,11 +94,12 @@ class ToyData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         shard = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        num = G * self.num_steps
         order = TrainOrder(
-            G, self.micro_batch_size, self.accumulate, self.num_steps, 0, shard["rank"], shard["num_replicas"]
+            num, self.micro_batch_size, self.accumulate, self.num_steps, 0, shard["rank"], shard["num_replicas"]
         )
-        order._permuted = lambda epoch: torch.arange(G).numpy()  # type: ignore[method-assign]
-        return DataLoader(range(G), batch_sampler=order, collate_fn=rows_of(blocks()))
+        order._permuted = lambda epoch: torch.arange(num).numpy()  # type: ignore[method-assign]
+        return DataLoader(range(num), batch_sampler=order, collate_fn=rows_of(blocks(num)))
 
 
 class ValidationData(pl.LightningDataModule):
@@ -140,21 +141,21 @@ def trained(model: DiffusionLM, micro_batch_size: int, accumulate: int, num_step
 
 def by_hand(model: DiffusionLM, num_steps: int = 1) -> list[Tensor]:
     """The weights that the definition gives: w - d/dw of sum(loss) / sum(scored), all G blocks at once."""
-    batch = blocks()
-    scored = batch.scored.clone()
-    if not model.backbone.predicts_first:
-        scored[:, 0] = False
     parameters = list(model.backbone.parameters())
     for step in range(num_steps):
+        batch = rows_of(blocks(2 * G))(list(range(step * G, (step + 1) * G)))
+        tokens, scored = batch.tokens, batch.scored
+        if not model.backbone.predicts_first:
+            scored[:, 0] = False
         t, weight = model.t_sampler.sample(G, generator_for("cpu", SEED, "t", step))
         rows = [
             model.process.corrupt(
-                batch.tokens[i, None], t[i, None], scored[i, None], generator_for("cpu", SEED, "noise", step, i)
+                tokens[i, None], t[i, None], scored[i, None], generator_for("cpu", SEED, "noise", step, i)
             )
             for i in range(G)
         ]
         x_t = torch.cat(rows)
-        loss = model.objective(model.backbone(x_t, t), Noised(batch.tokens, x_t, t, scored, weight), model.process).loss
+        loss = model.objective(model.backbone(x_t, t), Noised(tokens, x_t, t, scored, weight), model.process).loss
         gradients = torch.autograd.grad(loss.sum() / scored.sum(), parameters, allow_unused=True)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -1,0 +1,149 @@
+"""conf/ and the classes: a YAML's keys are its constructor's keywords, and every part has a YAML."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from dlmkit.config import compose, conf_dir
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+PARTS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("family", "experiment", "callbacks"))
+CALLBACKS = sorted(CONF.glob("callbacks/*.yaml"))
+PRESETS = [*sorted(CONF.glob("family/*.yaml")), *sorted((ROOT / "experiments").glob("*.yaml"))]
+
+# Every name here is one that users type and old commands rely on: growing this set is a decision.
+TOP_LEVEL = {
+    *("backbone", "callbacks", "data", "lr_schedule", "objective", "optimizer", "process", "sampler", "schedule"),
+    *("t_sampler", "tokenizer", "trainer", "batch", "budget", "validation", "vocab"),
+    *("causal", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
+}
+SECTIONS = {
+    "batch": {"size", "accumulate", "micro_size"},
+    "budget": {"tokens"},
+    "validation": {"every_steps", "check_times", "num_times"},
+    "trainer": {
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "precision",
+        "gradient_clip_val",
+        "log_every_n_steps",
+        "detect_anomaly",
+    },
+    "vocab": {"size", "mask_id", "bos_id", "eos_id"},
+}
+
+
+def load(path: Path) -> dict[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def nodes(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield everything that Hydra will call."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in config.values():
+            yield from nodes(value)
+
+
+@pytest.mark.parametrize("path", [*PARTS, *CALLBACKS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_keys_are_keywords(path: Path) -> None:
+    """The kit's own classes have all of theirs in the YAML; of third parties' those that the kit sets."""
+    found = list(nodes(load(path)))
+    assert found
+    for node in found:
+        target = get_object(node["_target_"])
+        parameters = inspect.signature(target).parameters
+        keys = {key for key in node if not key.startswith("_")}
+        assert keys <= parameters.keys(), f"{node['_target_']} has no such keyword"
+        if target.__module__.startswith("dlmkit."):
+            assert parameters.keys() <= keys, f"{node['_target_']} has keywords that {path.name} does not show"
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_part_is_one_node(path: Path) -> None:
+    assert "_target_" in load(path)
+
+
+@pytest.mark.parametrize("path", CALLBACKS, ids=lambda path: path.stem)
+def test_a_callback_stands_under_its_name(path: Path) -> None:
+    """So that lists of callbacks join."""
+    assert list(load(path)) == [path.stem]
+
+
+@pytest.mark.parametrize(
+    ("group", "folder"),
+    [
+        ("schedule", "schedules"),
+        ("process", "processes"),
+        ("objective", "objectives"),
+        ("t_sampler", "t_samplers"),
+        ("sampler", "samplers"),
+        ("backbone", "backbones"),
+        ("tokenizer", "data/tokenizers"),
+    ],
+)
+def test_every_part_has_a_yaml(group: str, folder: str) -> None:
+    targets = {node["_target_"] for path in CONF.glob(f"{group}/*.yaml") for node in nodes(load(path))}
+    package = f"dlmkit.{folder.replace('/', '.')}"
+    base = importlib.import_module(f"{package}.base")
+    seams = {value for value in vars(base).values() if inspect.isclass(value) and inspect.isabstract(value)}
+    seams = {seam for seam in seams if seam.__module__ == base.__name__}
+    assert seams
+    classes = set()
+    for path in (ROOT / "src/dlmkit" / folder).glob("*.py"):
+        module = importlib.import_module(f"{package}.{path.stem}" if path.stem != "__init__" else package)
+        classes |= {
+            f"{value.__module__}.{value.__qualname__}"
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, tuple(seams)) and not inspect.isabstract(value)
+        }
+    assert classes <= targets
+
+
+def test_the_names_that_users_type() -> None:
+    config = compose([], Path("run"))
+    assert set(config) == TOP_LEVEL
+    for section, keys in SECTIONS.items():
+        assert set(config[section]) == keys
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_compose(path: Path) -> None:
+    group = "experiment" if path.parent.name == "experiments" else path.parent.name
+    config = compose([f"{group}={path.stem}"], Path("run"))
+    text = OmegaConf.to_yaml(config, resolve=True)
+    assert config.num_steps > 0
+    assert "???" not in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_states_what_differs(path: Path) -> None:
+    """Its keys are the kit's, its values are not the defaults, and it has a README and a sweep."""
+    own = load(path)
+    defaults = OmegaConf.to_container(compose([], Path("run")), resolve=False)
+    assert set(own) <= {*TOP_LEVEL, "hydra", "defaults"}
+    assert own["hydra"]["sweeper"]["params"]
+    assert (path.with_suffix("") / "README.md").is_file()
+    for key, value in own.items():
+        if key in defaults and not isinstance(value, dict):
+            assert value != defaults[key]
+        elif key in defaults and isinstance(value, dict):
+            assert not [name for name in value if value[name] == defaults[key].get(name)]
+
+
+def test_an_installed_package_and_a_checkout_find_conf() -> None:
+    assert conf_dir().resolve() == CONF or (conf_dir() / "train.yaml").is_file()
