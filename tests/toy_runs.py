@@ -60,7 +60,7 @@ def dlmkit(*arguments: str) -> Outcome:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(list(arguments))
     except SystemExit as stop:  # argparse
-        code = int(stop.code or 0)  # noqa: PT017
+        code = int(stop.code or 0)
     finally:
         signal.signal(signal.SIGINT, interrupt)
     return Outcome(code, out.getvalue(), err.getvalue())

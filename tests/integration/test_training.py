@@ -105,3 +105,11 @@ def test_nothing_is_printed_but_the_two_lines() -> None:
     assert begin.endswith("run: 3,856 parameters, 2 steps of 32 tokens")
     assert end.startswith("run: nll <= ")
     assert "tokens/s" in end
+
+
+def test_doctor() -> None:
+    outcome = dlmkit("doctor")
+    assert outcome.code == 0, outcome.err
+    for word in ("torch", "attention kernels", "family=ar", "family=absorbing", "family=uniform"):
+        assert word in outcome.out
+    assert outcome.err == ""

@@ -233,9 +233,9 @@ def _announce(console: Console, run_dir: Path, config: DictConfig, num_params: i
 
 def _conclude(console: Console, summary: dict[str, Any], seconds: float) -> None:
     sign = "=" if summary["nll_is_exact"] else "<="
+    bound = f"nll {sign} {summary['val_nll']:.4f} +- {summary['val_nll_stderr']:.4f} nats/token"
     console.print(
-        f"[bold]{escape(summary['name'])}[/bold]: nll {sign} {summary['val_nll']:.4f} +-"
-        f" {summary['val_nll_stderr']:.4f} nats/token over {summary['val_tokens']:,} tokens,"
+        f"[bold]{escape(summary['name'])}[/bold]: {bound} over {summary['val_tokens']:,} tokens,"
         f" {summary['tokens_per_second']:,.0f} tokens/s, {seconds:.0f} s"
     )
 

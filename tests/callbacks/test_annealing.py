@@ -1,0 +1,58 @@
+"""Attention annealing: what the network sees at each step of a real run, and in validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+
+import toy_runs
+from dlmkit.callbacks.annealing import AttentionAnnealing
+from toy_runs import curve, summary, train, trained
+
+SEEN: list[tuple[str, float, int]] = []
+
+
+class Watch(pl.Callback):
+    """Notes the attention at work; callbacks run in order, and this one is added last."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        SEEN.append(("train", pl_module.backbone.attention_ratio, pl_module.backbone.attention_seed))
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        SEEN.append(("val", pl_module.backbone.attention_ratio, 0))
+
+
+def test_ratio():
+    annealing = AttentionAnnealing(anneal_steps=4, seed=0)
+    assert [annealing.ratio(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert AttentionAnnealing(anneal_steps=1, seed=0).ratio(0) == 1.0
+    with pytest.raises(ValueError, match="below 1"):
+        AttentionAnnealing(anneal_steps=0, seed=0)
+
+
+def test_attention_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(toy_runs, "Watch", Watch, raising=False)
+    SEEN.clear()
+    options = ["callbacks=[annealing,samples,checkpoint]", "callbacks.annealing.anneal_steps=4", "batch.accumulate=2"]
+    run = trained("run", *options, "+callbacks.watch={_target_: toy_runs.Watch}", steps=5)
+
+    steps = [entry for entry in SEEN if entry[0] == "train"]
+    assert [ratio for _, ratio, _ in steps] == [r for r in (0.25, 0.5, 0.75, 1.0, 1.0) for _ in range(2)]
+    draws = [seed for _, _, seed in steps]
+    assert draws[0::2] == draws[1::2]  # both micro-batches of a step share one draw
+    assert len(set(draws)) == 5
+    assert {ratio for kind, ratio, _ in SEEN if kind == "val"} == {1.0}
+    assert [ratio for _, ratio in curve(run, "attention_ratio")] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_an_annealed_run_resumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["callbacks=[annealing,samples,checkpoint]", "callbacks.annealing.anneal_steps=10"]
+    whole = trained("whole", *options, steps=5)
+    assert train("parts", *options, toy_runs.stop_at(3), steps=5).code == 130
+    parts = trained("parts", *options, "if_exists=resume", steps=5)
+    assert summary(parts)["val_nll"] == summary(whole)["val_nll"]
+    assert curve(parts, "train/loss") == curve(whole, "train/loss")
