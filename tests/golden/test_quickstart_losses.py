@@ -51,8 +51,8 @@ def test_losses(family: str, tmp_path: Path) -> None:
     found = measure(family, tmp_path / family)
     assert len(found["losses"]) == STEPS
     # Loose enough for another CPU's kernels, tight enough for any change in data order, times, noise or weights.
-    assert found["losses"] == pytest.approx(golden["losses"], abs=1e-4 * max(golden["losses"]))
-    assert found["norm"] == pytest.approx(golden["norm"], abs=1e-4 * golden["norm"])
+    assert found["losses"] == pytest.approx(golden["losses"], abs=1e-4)
+    assert found["norm"] == pytest.approx(golden["norm"], abs=1e-3)
 
 
 if __name__ == "__main__":
