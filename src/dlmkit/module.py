@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from dlmkit.auxiliary import next_token_loss
 from dlmkit.backbones.base import Backbone
 from dlmkit.data.module import shard_of
-from dlmkit.evaluation.likelihood import LikelihoodMetric, noisy_grid
+from dlmkit.evaluation.bound import score_blocks
+from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.lr_schedules import LRSchedule
 from dlmkit.noising import by_sequence, corrupt_blocks
 from dlmkit.objectives.base import Objective
@@ -110,18 +111,15 @@ class DiffusionLM(pl.LightningModule):
         batch = self._scorable(batch)
         rank, world = shard_of(self.trainer)
         blocks = (self.likelihood.num_blocks + torch.arange(len(batch))) * world + rank  # see ValidationOrder
-        nll = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
-        num_parts = self.objective.num_times(batch.tokens.shape[1])
-        grid = noisy_grid(self.process, batch, blocks, self.num_val_times, num_parts, self.objective.noise_time)
-        for t, weight, x_t in grid:
-            nll += self.token_loss(batch, x_t, t, weight).nll.double().sum(-1)
-        self.likelihood.update(nll / self.num_val_times, batch.scored.sum(-1))
+        scores = score_blocks(self.objective, self.process, self.backbone, batch, blocks, self.num_val_times)
+        self.likelihood.update(scores, batch.scored.sum(-1))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the bound, its standard error, perplexity and bits per byte."""
+        """Log the bound with its ends and its standard error, perplexity and bits per byte."""
         result = self.likelihood.compute()
         self.likelihood.reset()
         values = {"val/nll": result.nll, "val/nll_stderr": result.stderr, "val/ppl": result.perplexity}
+        values |= {"val/reconstruction": result.reconstruction, "val/prior": result.prior}
         if self.bytes_per_token is not None:
             values["val/bpb"] = result.bits_per_byte(self.bytes_per_token)
         self.log_dict({**values, "val/tokens": float(result.num_tokens)}, rank_zero_only=True)

@@ -39,6 +39,13 @@ def corrupt_blocks(process: ForwardProcess, batch: Batch, t: Tensor, blocks: Ite
     return x_t[0] if t.ndim == 1 else x_t
 
 
+def pure_noise(process: ForwardProcess, batch: Batch, blocks: Iterable[int], *key: int | str) -> Tensor:
+    """Return what generation starts from in place of the batch's scored tokens, int64 [B, L], drawn as above."""
+    device, shape = batch.tokens.device, (1, batch.tokens.shape[1])
+    noise = [process.prior(shape, generator_for(device, *key, block)) for block in blocks]
+    return torch.where(batch.scored, torch.cat(noise), batch.tokens)
+
+
 def by_sequence(values: Tensor, num_parts: int) -> Tensor:
     """Return a draw for a global batch, [G * P], as [G, P] for P parts of each sequence, or [G] for one.
 

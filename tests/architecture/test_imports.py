@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "t_samplers": {"t_samplers", "schedules"},
     "samplers": {"samplers", "processes"},
     "backbones": {"backbones"},
-    "evaluation": {"evaluation", "processes", "noising"},
+    "evaluation": {"evaluation", "objectives", "processes", "noising"},
     "data": {"data"},
     "laws": {"laws", "schedules", "processes", "objectives", "t_samplers", "samplers", "backbones"},
     "noising.py": {"processes"},

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dlmkit.evaluation.likelihood import LikelihoodMetric, noisy_grid, time_grid
+from dlmkit.evaluation.likelihood import BlockScores, LikelihoodMetric, noisy_grid, time_grid
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.processes.none import NoNoise
 from dlmkit.processes.uniform import Uniform
@@ -25,10 +25,15 @@ def blocks_of_text(num: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
     return rate * tokens, tokens
 
 
+def scores(nll: torch.Tensor) -> BlockScores:
+    """Blocks of which a tenth is the reconstruction, and a fifth the prior's term."""
+    return BlockScores(nll, 0.1 * nll, 0.2 * nll)
+
+
 def estimate(nll: torch.Tensor, tokens: torch.Tensor, size: int = 1000):
     metric = LikelihoodMetric()
-    for piece in zip(nll.split(size), tokens.split(size), strict=True):
-        metric.update(*piece)
+    for piece, count in zip(nll.split(size), tokens.split(size), strict=True):
+        metric.update(scores(piece), count)
     return metric.compute()
 
 
@@ -44,6 +49,7 @@ def test_ratio_and_its_standard_error(size):
     assert found.nll == pytest.approx(float(ratio), rel=1e-12)
     assert found.stderr == pytest.approx(float(stderr), rel=1e-3)  # n - 1 with the residuals' mean, which is ~0
     assert found.num_tokens == int(tokens.sum())
+    assert (found.reconstruction, found.prior) == pytest.approx((0.1 * found.nll, 0.2 * found.nll))
 
 
 def test_standard_error_agrees_with_the_bootstrap():
@@ -84,7 +90,7 @@ def test_ranks_add_up():
     nll, tokens = blocks_of_text(20)
     ranks = [LikelihoodMetric(), LikelihoodMetric()]
     for rank, metric in enumerate(ranks):
-        metric.update(nll[rank::2], tokens[rank::2])
+        metric.update(scores(nll[rank::2]), tokens[rank::2])
     assert ranks[0].num_blocks == 10
     ranks[0].sums += ranks[1].sums  # dist_reduce_fx="sum"
     assert ranks[0].compute().stderr == pytest.approx(estimate(nll, tokens).stderr)

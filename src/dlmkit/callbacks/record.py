@@ -14,6 +14,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dlmkit.module import DiffusionLM
 from dlmkit.runs import write_summary
 
+RESULTS = (
+    "val_nll",
+    "val_nll_stderr",
+    "val_reconstruction",
+    "val_prior",
+    "val_ppl",
+    "val_bpb",
+    "val_tokens",
+    "val_t_grid",
+)
+
 
 class RunRecord(pl.Callback):
     """Keeps summary.json up to date and logs the tokens and FLOPs behind every point of the curves.
@@ -92,6 +103,8 @@ class RunRecord(pl.Callback):
         results = {
             "val_nll": metrics["val/nll"],
             "val_nll_stderr": metrics["val/nll_stderr"],
+            "val_reconstruction": metrics["val/reconstruction"],
+            "val_prior": metrics["val/prior"],
             "val_ppl": metrics["val/ppl"],
             "val_bpb": metrics.get("val/bpb"),
             "val_tokens": int(metrics["val/tokens"]),
@@ -125,7 +138,7 @@ class RunRecord(pl.Callback):
             "tokens_per_second": budget["tokens"] / self.train_seconds if self.train_seconds else None,
             "peak_memory_bytes": self.peak_memory,
             "wall_seconds": time.perf_counter() - self.began,
-            **dict.fromkeys(("val_nll", "val_nll_stderr", "val_ppl", "val_bpb", "val_tokens", "val_t_grid")),
+            **dict.fromkeys(RESULTS),
             **results,
             "status": status,
         }

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmkit import config
-from dlmkit.laws import objectives, processes, samplers, schedules, t_samplers
+from dlmkit.laws import ends, objectives, processes, samplers, schedules, t_samplers
 from dlmkit.laws.findings import Finding, Law, findings_of
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -293,7 +293,7 @@ def objective_jobs(parts: dict[str, list[Part]], named: set[str]) -> Iterator[Jo
             objective.check(process)
         except ValueError:  # does not hold for this noise, and says so
             continue
-        laws = objectives.LAWS if process.noises else objectives.EXACT_LAWS
+        laws = [*objectives.LAWS, ends.law_ends] if process.noises else objectives.EXACT_LAWS
         if process.noises and not (objective.continuous and process.independent):
             laws = objectives.POINTWISE_LAWS  # the others enumerate noise token by token and integrate over t
         yield from _job(named, laws, [part, noise, *others], objective, process)

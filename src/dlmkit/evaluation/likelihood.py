@@ -70,6 +70,21 @@ def noisy_grid(
     return zip(t.to(device), weight.to(device), x_t.to(device), strict=True)
 
 
+@dataclass(frozen=True)
+class BlockScores:
+    """What B blocks cost, float64 [B], nats per block.
+
+    Attributes:
+        nll: -log p(x_0), or a bound on it; the other two are part of it.
+        reconstruction: the bound's term at t = 0, zero where alpha(0) = 1.
+        prior: the bound's term at t = 1, zero where alpha(1) = 0.
+    """
+
+    nll: Tensor
+    reconstruction: Tensor
+    prior: Tensor
+
+
 @dataclass  # not frozen: torchmetrics walks through what a metric returns
 class Likelihood:
     """NLL (or its bound) of held-out text.
@@ -78,11 +93,15 @@ class Likelihood:
         nll: nats per token.
         stderr: standard error of `nll` over validation blocks; it holds the text's variation and the noise draws'.
         num_tokens: scored tokens.
+        reconstruction: the part of `nll` that is the bound's term at t = 0, nats per token.
+        prior: the part that is its term at t = 1.
     """
 
     nll: float
     stderr: float
     num_tokens: int
+    reconstruction: float
+    prior: float
 
     @property
     def perplexity(self) -> float:
@@ -102,15 +121,17 @@ class LikelihoodMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # number of blocks, sum y, sum y^2, sum x, sum x^2, sum xy with y = a block's nll and x = its scored tokens
-        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+        # number of blocks, sum y, sum y^2, sum x, sum x^2, sum xy with y = a block's nll and x = its scored tokens; the
+        # bound's ends, which are part of y
+        self.add_state("sums", torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, nll: Tensor, num_tokens: Tensor) -> None:
-        """Add blocks: nll [B] in nats per block, num_tokens [B] scored in it (0 in a block that pads a batch)."""
-        y, x = nll.double(), num_tokens.double()
+    def update(self, scores: BlockScores, num_tokens: Tensor) -> None:
+        """Add blocks: what they cost, and num_tokens [B] scored in each (0 in a block that pads a batch)."""
+        y, x = scores.nll.double(), num_tokens.double()
         n = (x > 0).double()
+        rows = [n, y, y * y, x, x * x, x * y, scores.reconstruction.double(), scores.prior.double()]
         # Not in place: a validation outside of training runs in inference mode, whose tensors training may not change.
-        self.sums = self.sums + torch.stack([n, y, y * y, x, x * x, x * y]).sum(-1).to(self.sums.device)
+        self.sums = self.sums + torch.stack(rows).sum(-1).to(self.sums.device)
 
     @property
     def num_blocks(self) -> int:
@@ -119,10 +140,10 @@ class LikelihoodMetric(Metric):
 
     def compute(self) -> Likelihood:
         """Return the estimate; the standard error is infinite for fewer than two blocks."""
-        n, y, yy, x, xx, xy = self.sums.tolist()
+        n, y, yy, x, xx, xy, reconstruction, prior = self.sums.tolist()
         if x == 0:
             raise ValueError("no validation token was scored: the validation set is empty, raise data.val_fraction")
         ratio = y / x
         residual = max(yy - 2 * ratio * xy + ratio * ratio * xx, 0.0)
         stderr = math.sqrt(residual * n / (n - 1)) / x if n > 1 else math.inf
-        return Likelihood(ratio, stderr, int(x))
+        return Likelihood(ratio, stderr, int(x), reconstruction / x, prior / x)

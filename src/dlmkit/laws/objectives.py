@@ -85,7 +85,8 @@ def integrals(
     bottom: float | None = None,
 ) -> Tensor:
     """Return the integral over t (down to alpha = `bottom`) of E[nll], for each x of the source, [S]."""
-    noised, share, sequence = noised_everywhere(source, process, nodes(process, bottom=bottom))
+    top = float(process.alpha(torch.zeros(1, dtype=torch.float64)))
+    noised, share, sequence = noised_everywhere(source, process, nodes(process, top=top, bottom=bottom))
     nll = objective(predictor_of(noised.x_t, noised.t), noised, process).nll
     if nll.shape != noised.x_t.shape:
         raise ValueError(f"nll has shape {tuple(nll.shape)}, not [B, L] = {tuple(noised.x_t.shape)}")

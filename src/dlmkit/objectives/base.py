@@ -51,6 +51,21 @@ class Objective(ABC):
         """Return what `network` says about x_t (int64 [B, L]) at t."""
         return network(x_t, t, batch.segments)
 
+    def rows(self, prediction: Predictor, noised: Noised) -> tuple[Predictor, Noised]:
+        """Return both with one time t for each row: as they are, or with the blocks of a sequence as rows."""
+        return prediction, noised
+
+    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
+        """Return the log of what the network says of a noisy token in view of the others, p_t(. | x_t elsewhere).
+
+        Args:
+            logits: its raw output, float64 [N, V].
+            x_t: noisy tokens there, int64 [N].
+            t: float64 [N].
+            process: the noise.
+        """
+        return process.marginal(process.log_x0(logits, x_t).exp(), t).log()
+
     def num_times(self, length: int) -> int:
         """Return K, how many times t a sequence of `length` tokens is noised at: one, or one for each block."""
         return 1

@@ -40,6 +40,11 @@ class Block(Objective):
     def __call__(self, prediction: Predictor, noised: Noised, process: ForwardProcess) -> TokenLoss:
         """Return the losses [B, L] of all blocks; each block is a sequence to the objective inside."""
         shape = noised.x_0.shape
+        result = self.within(*self.rows(prediction, noised), process)
+        return TokenLoss(result.loss.view(shape), result.nll.view(shape))
+
+    def rows(self, prediction: Predictor, noised: Noised) -> tuple[Predictor, Noised]:
+        """Return both with a row for each block."""
         blocks = (noised.t.numel(), -1)
         rows = Noised(
             noised.x_0.reshape(blocks),
@@ -48,8 +53,11 @@ class Block(Objective):
             noised.scored.reshape(blocks),
             noised.weight.flatten(),
         )
-        result = self.within(_InBlocks(prediction, shape), rows, process)
-        return TokenLoss(result.loss.view(shape), result.nll.view(shape))
+        return _InBlocks(prediction, noised.x_0.shape), rows
+
+    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
+        """Return that of the objective inside."""
+        return self.within.log_marginal(logits, x_t, t, process)
 
     def check(self, process: ForwardProcess) -> None:
         """Refuse what the objective inside refuses."""

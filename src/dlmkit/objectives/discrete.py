@@ -17,7 +17,7 @@ class Discrete(Objective):
     Source: arXiv 2107.03006 (D3PM), equation 1; arXiv 2406.07524 (MDLM), equation 7 for absorbing noise. At s = 0 the
     divergence is -log q(x_0 | x_1/T, x_theta), the reconstruction term. It is the bound of a chain of T steps, in each
     of which tokens are drawn independently: larger than that of continuous time for the exact predictor, and tending to
-    it as T grows. The term KL(q_1 || prior) is left out, as by every objective here. Computed in float64.
+    it as T grows. The prior's term is not in it (see :mod:`dlmkit.objectives.ends`). Computed in float64.
 
     Args:
         num_steps: T, at least 1.

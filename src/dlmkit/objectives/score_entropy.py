@@ -46,6 +46,11 @@ class ScoreEntropy(Objective):
         """Refuse any noise but the absorbing and the uniform one."""
         check_process(process)
 
+    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
+        """Return the scores, normalised with the one of x_t itself, which is 1."""
+        scores = log_score(logits, x_t, process, process.alpha(t))
+        return scores.scatter(-1, x_t[:, None], 0.0).log_softmax(-1)
+
     def head_fraction(self, process: ForwardProcess) -> float:
         """Return the masked share under absorbing noise, as the clean positions are not looked at; else 1."""
         if not isinstance(process, Absorbing):

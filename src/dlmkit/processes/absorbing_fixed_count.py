@@ -36,6 +36,11 @@ class AbsorbingFixedCount(Absorbing):
         """Return l / n times the share that is noisy at t = 1, float64 [B]."""
         return self._count(t, scored).double() / scored.sum(-1).clamp_min(1) * self._end(t)
 
+    @property
+    def left_out(self) -> tuple[float, float]:
+        """Nothing: every count of masks from 1 to n is drawn."""
+        return 0.0, 0.0
+
     def _count(self, t: Tensor, scored: Tensor) -> Tensor:
         """Return l, int64 [B], at least 1."""
         num = scored.sum(-1)

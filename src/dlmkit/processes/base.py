@@ -106,6 +106,12 @@ class ForwardProcess(ABC):
         _, mass = self.coefficients(t)
         return torch.multinomial(_distribution(mass), shape[1], replacement=True, generator=generator)
 
+    @property
+    def left_out(self) -> tuple[float, float]:
+        """The shares (1 - alpha(0), alpha(1)) of the bound's range that lie outside of t in [0, 1]."""
+        alpha = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        return 1.0 - float(alpha[0]), float(alpha[1])
+
     def may_change(self, x_t: Tensor) -> Tensor:
         """Return bool, same shape as x_t: where a reverse step may change the token at all."""
         return torch.ones_like(x_t, dtype=torch.bool)

@@ -1,0 +1,104 @@
+"""The ends of the bound: without them a schedule that stops short of pure noise, or of clean data, looks too good."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlmkit.laws import ends as laws
+from dlmkit.laws.objectives import exact_predictor, integrals, prior_kl, toy_source
+from dlmkit.objectives.base import Objective
+from dlmkit.objectives.elbo import Elbo
+from dlmkit.objectives.masked import Masked
+from dlmkit.objectives.score_entropy import ScoreEntropy
+from dlmkit.objectives.uniform import UniformBound
+from dlmkit.processes.absorbing import Absorbing
+from dlmkit.processes.base import ForwardProcess
+from dlmkit.processes.uniform import Uniform
+from dlmkit.schedules.base import Schedule
+from laws import parts
+from laws.asserting import asserting
+from laws.parts import MASK_ID, VOCAB_SIZE
+
+law_ends = asserting(laws.law_ends)
+
+
+class Short(Schedule):
+    """alpha from `top` to `bottom`: neither clean at t = 0 nor noise at t = 1."""
+
+    def __init__(self, top: float, bottom: float) -> None:
+        self.top, self.bottom = top, bottom
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.top + (self.bottom - self.top) * t
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.bottom - self.top)
+
+
+PAIRS = [(Masked(), Absorbing), (UniformBound(), Uniform), (Elbo(), Absorbing), (Elbo(), Uniform)]
+PAIRS += [(ScoreEntropy(), Absorbing), (ScoreEntropy(), Uniform)]
+EACH = pytest.mark.parametrize(
+    ("objective", "noise"), PAIRS, ids=lambda one: getattr(one, "__name__", type(one).__name__)
+)
+
+
+@pytest.mark.parametrize(("name", "process", "schedule"), parts.diffusion_triples())
+def test_parts(name: str, process: str, schedule: str) -> None:
+    law_ends(parts.objective(name), parts.process(process, schedule))
+
+
+@EACH
+@pytest.mark.parametrize(("top", "bottom"), [(1.0, 0.2), (0.9, 0.0), (0.8, 0.1)])
+def test_bound_with_its_ends(objective: Objective, noise: type, top: float, bottom: float) -> None:
+    law_ends(objective, noise(Short(top, bottom), VOCAB_SIZE, MASK_ID))
+
+
+@EACH
+def test_without_the_ends_the_number_is_below_the_entropy(objective: Objective, noise: type) -> None:
+    process: ForwardProcess = noise(Short(0.9, 0.2), VOCAB_SIZE, MASK_ID)
+    source = toy_source(process)
+    integral = integrals(objective, process, source, exact_predictor(objective, process, source))
+    assert float((source.probs * integral).sum()) < 0.9 * source.entropy
+
+
+@pytest.mark.parametrize("noise", [Absorbing, Uniform])
+def test_prior_term_is_at_least_the_divergence_that_belongs_to_it(noise: type) -> None:
+    """KL(q(x_1 | x) || p(x_1)) is smallest, on average over x, for the true marginal p(x_1)."""
+    process = noise(Short(1.0, 0.2), VOCAB_SIZE, MASK_ID)
+    objective = Masked() if noise is Absorbing else UniformBound()
+    source = toy_source(process)
+    term, least = laws.prior_term(objective, process, source), prior_kl(source, process)
+    assert float((source.probs * (term - least)).sum()) > 0.001
+    assert (term > 0).all()
+
+
+class ForgetsTheOwnScore(ScoreEntropy):
+    """Scores normalised without that of x_t itself, which is 1."""
+
+    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
+        return super().log_marginal(logits, x_t, t, process).scatter(-1, x_t[:, None], float("-inf")).log_softmax(-1)
+
+
+class TakesThePosteriorOfCleanTokens(Masked):
+    """What it says of x_0 is taken for what it says of x_1."""
+
+    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
+        return process.log_x0(logits, x_t)
+
+
+class LosesAnEnd(Absorbing):
+    """Takes its range for the whole one."""
+
+    left_out = (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "noise"),
+    [(ForgetsTheOwnScore(), Absorbing), (TakesThePosteriorOfCleanTokens(), Absorbing), (Masked(), LosesAnEnd)],
+    ids=["own score", "clean tokens", "lost end"],
+)
+def test_planted_errors(objective: Objective, noise: type) -> None:
+    (finding,) = laws.law_ends(objective, noise(Short(1.0, 0.2), VOCAB_SIZE, MASK_ID))
+    assert not finding.passed
