@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmkit import config
-from dlmkit.laws import ends, objectives, processes, samplers, schedules, t_samplers
+from dlmkit.backbones.base import Backbone
+from dlmkit.laws import backbones, ends, objectives, processes, samplers, schedules, t_samplers
 from dlmkit.laws.findings import Finding, Law, findings_of
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -38,6 +40,7 @@ SEAMS: dict[str, type] = {
     "objective": Objective,
     "t_sampler": TimeSampler,
     "sampler": Sampler,
+    "backbone": Backbone,
 }
 """The groups that have laws, and the class that their parts derive from."""
 
@@ -45,7 +48,15 @@ SEAMS: dict[str, type] = {
 VOCAB_SIZE = 4
 MASK_ID = 1
 
-FILLED_IN = {"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"}
+NUM_WORDS, BOS_ID = 13, 2
+"""The vocabulary of a backbone, of which nothing is enumerated, and its BOS."""
+LARGE = 20_000_000
+"""Parameters from which on a backbone is checked only when it is named."""
+
+FILLED_IN = {
+    **{"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"},
+    **{"bos_id": "${vocab.bos_id}", "causal": "${causal}"},
+}
 """Keywords that the other parts of a configuration give to a class that is named by its import path."""
 
 LAW_BROKEN = 1
@@ -231,6 +242,11 @@ def build(part: Part, *others: Part, vocab_size: int = VOCAB_SIZE, mask_id: int 
     toy = toy_config({one.group: one.node for one in (*others, part)}, vocab_size, mask_id)
     if (toy[part.group].get("block_size") or 0) >= samplers.LENGTH:  # else the laws would see a single block
         toy[part.group].block_size = samplers.LENGTH - 1
+    return instantiated(part, toy)
+
+
+def instantiated(part: Part, toy: DictConfig) -> Any:
+    """Instantiate the part in its configuration."""
     try:
         return instantiate(toy[part.group])
     except InstantiationException as error:
@@ -250,7 +266,7 @@ def plan(parts: dict[str, list[Part]], named: set[str]) -> Iterator[Job]:
     """
     made = [
         job
-        for jobs in (schedule_jobs, process_jobs, objective_jobs, t_sampler_jobs, sampler_jobs)
+        for jobs in (schedule_jobs, process_jobs, objective_jobs, t_sampler_jobs, sampler_jobs, backbone_jobs)
         for job in jobs(parts, named)
     ]
     for group in named:
@@ -319,6 +335,35 @@ def sampler_jobs(parts: dict[str, list[Part]], named: set[str]) -> Iterator[Job]
             yield from _job(named, samplers.LAWS, [part, noise, *others], sampler, process)
             yield from _job(named, [samplers.law_tail], [part, noise, *others], sampler, wide)
         yield from _job(named, [samplers.law_times], [part], build(part))
+
+
+def backbone_jobs(parts: dict[str, list[Part]], named: set[str]) -> Iterator[Job]:
+    """Yield backbones with random weights, bidirectional and causal; large ones only when named."""
+    if named and "backbone" not in named:
+        return
+    for part in parts["backbone"]:
+        if not named and num_params(part) > LARGE:
+            continue
+        for causal in (False, True):
+            label = f"{part.label}, causal={str(causal).lower()}"
+            network = backbones.with_random_weights(build_backbone(part, causal))
+            for law in backbones.LAWS:
+                run = lambda law=law, network=network, label=label: findings_of(law, label, network)  # noqa: E731
+                yield Job(label, "", part.label, frozenset(), run)
+
+
+def build_backbone(part: Part, causal: bool) -> Backbone:
+    """Build a backbone for a vocabulary with mask and BOS."""
+    toy = toy_config({"causal": causal, "backbone": part.node}, NUM_WORDS)
+    toy.vocab.bos_id = BOS_ID
+    backbone: Backbone = instantiated(part, toy)
+    return backbone
+
+
+def num_params(part: Part) -> int:
+    """Return the size of a backbone, without making its weights."""
+    with torch.device("meta"):
+        return build_backbone(part, causal=False).num_params
 
 
 def trained_for(sampler: Sampler, process: ForwardProcess) -> bool:
