@@ -156,8 +156,8 @@ def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
         "parts",
         nargs="*",
         metavar="part=name",
-        help="schedule, process, objective, t_sampler, sampler or backbone, by its name in conf/ or its class's import path;"
-        " several with commas",
+        help="schedule, process, objective, t_sampler, sampler or backbone, by its name in conf/ or its class's import"
+        " path; several with commas",
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
 
