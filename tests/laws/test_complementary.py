@@ -45,7 +45,7 @@ def predictor(x_t: Tensor, t: Tensor) -> TablePredictor:
 def grid(noise: AbsorbingComplementary) -> Nodes:
     """Over [0, 1], piece by piece: without pairs, with them, without."""
     end = float(noise.alpha(torch.ones(1, dtype=torch.float64)))
-    marks = [1.0, 1.0 - noise.min_share, noise.min_share, end]
+    marks = [1.0, 1.0 - noise.least_share, noise.least_share, end]
     pieces = [nodes(noise, 24, top, bottom) for top, bottom in pairwise(marks) if top > bottom]
     return Nodes(torch.cat([one.t for one in pieces]), torch.cat([one.weight for one in pieces]))
 
@@ -98,7 +98,7 @@ def test_either_copy_and_their_mean_integrate_over_time(schedule, objective):
 def test_every_scored_token_is_masked_once(schedule, shape):
     noise, length = process(schedule), 30
     share = torch.rand(shape, dtype=torch.float64, generator=generator_for("cpu", "shares"))
-    t = noise.schedule.inverse(noise.min_share + (1 - 2 * noise.min_share) * share)
+    t = noise.schedule.inverse(noise.least_share + (1 - 2 * noise.least_share) * share)
     tokens = torch.zeros(shape[0], length, dtype=torch.int64)
     scored = torch.rand(tokens.shape, generator=generator_for("cpu", "scored")) < 0.7
     weight = torch.ones_like(t)
@@ -116,7 +116,7 @@ def test_unpaired_times_stay(schedule):
     """Down to both ends, with finite weights; masks are still antithetic: few tokens are masked twice, if few are."""
     noise = process(schedule)
     edge = torch.cat([torch.logspace(-12, -4, 50, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    t = torch.cat([noise.schedule.inverse(1 - noise.min_share * edge), torch.ones(3, dtype=torch.float64)])
+    t = torch.cat([noise.schedule.inverse(1 - noise.least_share * edge), torch.ones(3, dtype=torch.float64)])
     times, weight = noise.copies(t, torch.full_like(t, 0.9))
     assert torch.equal(times, torch.stack([t, t]))
     assert torch.equal(weight, torch.full_like(weight, 0.9))
@@ -125,6 +125,19 @@ def test_unpaired_times_stay(schedule):
     few = noise.alpha(t) > 0.5
     assert not (masked[0] & masked[1])[few].any()
     assert (masked[0] | masked[1])[~few].all()
+
+
+@pytest.mark.parametrize("t_sampler", parts.names("t_sampler"))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_defaults_leave_out_of_the_second_copy_what_the_first_leaves_out(schedule, t_sampler):
+    """Whatever t is drawn, its t' could have been."""
+    noise = process(schedule)
+    t, weight = parts.t_sampler(t_sampler, schedule).sample(50_000, generator_for("cpu", "draws"))
+    times, _ = noise.copies(t, weight)
+    assert noise.alpha(times[1]).max() <= max(1 - noise.least_share, noise.alpha(t).max()) + 1e-9
+    eps = parts.t_sampler(t_sampler, schedule).eps
+    smallest = eps if t_sampler == "importance" else float(1 - noise.alpha(torch.tensor(eps, dtype=torch.float64)))
+    assert smallest <= noise.least_share
 
 
 def test_first_copy_is_independent_noise():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from dlmkit.schedules.base import Schedule
 class AbsorbingComplementary(Absorbing):
     """A block is trained on twice: at t with masks M, and at the t' with 1 - alpha_t' = alpha_t, all but M masked.
 
-    So every scored token is predicted exactly once, whatever t is. Change of variables gives the second copy the weight
+    So every scored token is predicted exactly once over a pair. Change of variables gives the second copy the weight
     weight * alpha'_t / alpha'_t', with which its mean is the same integral over time; the loss is the mean of the two,
     an antithetic pair. Sources: arXiv 2505.16839 (LaViDa, complementary masking); arXiv 2511.18159 (MIRROR, negatively
     correlated masks against the variance that the masks make).
@@ -23,7 +25,7 @@ class AbsorbingComplementary(Absorbing):
     would be below s_min = max(min_share, alpha_1, 1 - alpha_0) is not paired: both copies are at t, with their weight
     unchanged, and masks from u and from 1 - u for one uniform draw u per token. The t that are paired are mapped onto
     themselves and the others stay, so that each copy alone integrates over [0, 1] exactly. It does over a sampler's
-    [eps, 1] too if s_min is at least 1 - alpha_eps; otherwise the second copy leaves out an end of equal share.
+    [eps, 1] too if s_min is at least 1 - alpha_eps; otherwise the second copy leaves out as much near 1 instead of 0.
 
     It is a way of drawing the noise of training, not another chain: `corrupt`, evaluation and reverse steps are those
     of `absorbing`, and the first copy is what `absorbing` draws.
@@ -41,8 +43,13 @@ class AbsorbingComplementary(Absorbing):
         super().__init__(schedule, vocab_size, mask_id)
         if not 0.0 < min_share < 0.5:
             raise ValueError(f"min_share {min_share} is outside (0, 0.5): it is the least share of masks, try 2e-3")
-        ends = schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        self.min_share = max(min_share, 1.0 - float(ends[0]), float(ends[1]))
+        self.min_share = min_share
+
+    @cached_property
+    def least_share(self) -> float:
+        """s_min, the smallest share of masks that either copy of a pair has."""
+        clean, noise = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return max(self.min_share, 1.0 - clean, noise)
 
     def copies(self, t: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return ((t, t'), (weight, weight')), both [2, ...]."""
@@ -66,4 +73,4 @@ class AbsorbingComplementary(Absorbing):
     def _paired(self, t: Tensor) -> Tensor:
         """Return bool, like t: whether there is a t' and neither share is too small."""
         alpha = self.schedule.alpha(t)
-        return (alpha >= self.min_share) & (alpha <= 1.0 - self.min_share)
+        return (alpha >= self.least_share) & (alpha <= 1.0 - self.least_share)
