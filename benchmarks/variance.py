@@ -3,8 +3,9 @@
     python -m benchmarks.variance [--draws N] [--train-steps N] [--out DIR]
 
 A tiny network is trained a little on a Markov chain. Then its loss and gradient on one and the same global batch are
-drawn again and again, in each way: what varies is times and masks alone. Every draw costs one forward and backward pass
-over the same number of tokens, so a ratio of variances is one per token of compute. The means must agree.
+drawn again and again, in each way: what varies is times and masks alone. A draw costs one forward and backward pass
+over the batch, or one for each noisy copy that the process makes of a sequence. Ways are compared by variance times
+passes: as the mean of n draws has an n-th of the variance, this is the variance at equal compute. The means must agree.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from benchmarks.train_step import describe_machine
 from dlmkit.backbones.dit import DiT
-from dlmkit.noising import corrupt_blocks
+from dlmkit.noising import training_copies
 from dlmkit.objectives.masked import Masked
 from dlmkit.processes.absorbing import Absorbing
+from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
 from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from dlmkit.randomness import generator_for
 from dlmkit.schedules.linear import Linear
@@ -43,8 +45,9 @@ T_SAMPLERS: dict[str, TimeSampler] = {
     "stratified": Stratified(EPS),
     "offset_grid": OffsetGrid(EPS),
 }
-PROCESSES = {
+PROCESSES: dict[str, Absorbing] = {
     "absorbing": Absorbing(Linear(), VOCAB, MASK),
+    "absorbing_complementary": AbsorbingComplementary(Linear(), VOCAB, MASK, min_share=2 * EPS),
     "absorbing_fixed_count": AbsorbingFixedCount(Linear(), VOCAB, MASK),
 }
 PLAIN = ("iid", "absorbing")
@@ -65,8 +68,8 @@ def loss_of(backbone: DiT, x_0: Tensor, way: tuple[str, str], key: int) -> Tenso
     t, weight = T_SAMPLERS[way[0]].sample(len(x_0), generator_for("cpu", "t", key))
     batch = Batch(x_0, torch.ones_like(x_0, dtype=torch.bool))
     process = PROCESSES[way[1]]
-    x_t = corrupt_blocks(process, batch, t, range(len(x_0)), "noise", key)
-    loss = Masked()(backbone(x_t, t), Noised(x_0, x_t, t, batch.scored, weight), process).loss
+    rows, x_t, t, weight = training_copies(process, batch, t, weight, range(len(x_0)), "noise", key)
+    loss = Masked()(backbone(x_t, t), Noised(rows.tokens, x_t, t, rows.scored, weight), process).loss
     return loss.sum() / x_0.numel()
 
 
@@ -92,7 +95,7 @@ def draws(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> Iterato
 
 
 def measure(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> dict[str, Any]:
-    """Return the mean of the loss, and both variances; a gradient's is the trace of its covariance."""
+    """Return the cost, the mean of the loss, and both variances; a gradient's is the trace of its covariance."""
     size = num // GROUPS
     loss_groups, gradient_groups, losses = [], [], []
     total: list[tuple[float, Tensor]] = []
@@ -106,6 +109,7 @@ def measure(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> dict[
             losses.append(float(values.mean()))
             total = []
     return {
+        "passes": PROCESSES[way[1]].num_copies,
         "mean_loss": sum(losses) / GROUPS,
         "mean_loss_stderr": _stderr(losses),
         "loss_variance": sum(loss_groups) / GROUPS,
@@ -134,14 +138,15 @@ def table(result: dict[str, Any]) -> str:
         f"# Variance of the masked objective's draws, {result['date']}",
         "",
         f"{machine['kind']}; torch {machine['torch']}; commit {machine['git_commit']}{changes}. {result['draws']} draws"
-        f" of {BATCH} sequences of {LENGTH} tokens, after {result['train_steps']} training steps. Each row costs the"
-        " same compute; x is the variance over that of independent times and masks, plus or minus one standard error.",
+        f" of {BATCH} sequences of {LENGTH} tokens, after {result['train_steps']} training steps. A draw costs"
+        " the passes given over each sequence; x is variance times passes, that is the variance at equal compute, over"
+        " that of independent times and masks, plus or minus one standard error.",
         "",
-        "| t_sampler | process | mean loss | variance of the loss | x | variance of the gradient | x |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| t_sampler | process | passes | mean loss | variance of the loss | x | variance of the gradient | x |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, way in ways.items():
-        cells = [*name.split(), f"{way['mean_loss']:.4f} ± {way['mean_loss_stderr']:.4f}"]
+        cells = [*name.split(), str(way["passes"]), f"{way['mean_loss']:.4f} ± {way['mean_loss_stderr']:.4f}"]
         for kind in ("loss_variance", "gradient_variance"):
             cells += [f"{way[kind]:.3g}", _ratio(way, plain, kind)]
         lines.append(f"| {' | '.join(cells)} |")
@@ -182,7 +187,7 @@ def _stderr(values: list[float]) -> float:
 
 
 def _ratio(way: dict[str, Any], plain: dict[str, Any], kind: str) -> str:
-    ratio = way[kind] / plain[kind]
+    ratio = way[kind] * way["passes"] / (plain[kind] * plain["passes"])
     relative = sum((one[f"{kind}_stderr"] / one[kind]) ** 2 for one in (way, plain)) ** 0.5
     return f"{ratio:.2f} ± {ratio * relative:.2f}"
 

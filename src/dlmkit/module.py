@@ -17,7 +17,7 @@ from dlmkit.data.module import shard_of
 from dlmkit.evaluation.bound import score_blocks
 from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.lr_schedules import LRSchedule
-from dlmkit.noising import by_sequence, corrupt_blocks
+from dlmkit.noising import by_sequence, training_copies
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
@@ -83,8 +83,8 @@ class DiffusionLM(pl.LightningModule):
         batch = self._scorable(batch)
         micro = batch_idx % self.trainer.accumulate_grad_batches
         t, weight, places = self._times(batch, micro)
-        x_t = corrupt_blocks(self.process, batch, t[None], places, self.seed, "noise", self.global_step)[0]
-        token_loss = self.token_loss(batch, x_t, t, weight)
+        key = (self.seed, "noise", self.global_step)
+        token_loss = self.token_loss(*training_copies(self.process, batch, t, weight, places, *key))
         num_scored = batch.scored.sum()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.

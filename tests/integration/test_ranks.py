@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
     ("objective", "process", "micro_batch_size", "accumulate"),
     [
         ("masked", "absorbing", 4, 1),
+        ("masked", "absorbing_complementary", 2, 2),
         ("uniform", "uniform", 1, 4),
         ("autoregressive", "none", 2, 2),
     ],

@@ -17,6 +17,7 @@ RUNS = {
     "absorbing": ["family=absorbing"],
     "ema": ["family=absorbing", "callbacks=[samples,throughput,checkpoint,ema]", "callbacks.ema.decay=0.5"],
     "accumulate": ["family=uniform", "batch.accumulate=2"],
+    "complementary": ["family=absorbing", "process=absorbing_complementary"],
     "ar": ["family=ar"],
     "block": ["family=block", "objective.block_size=2"],
 }

@@ -10,10 +10,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from toy_runs import LENGTH, TOY, checkpoint, curve, dlmkit, summary, trained, weights
+from toy_runs import (
+    LENGTH,
+    MODEL,
+    SMALL,
+    TOKENS,
+    TOY,
+    checkpoint,
+    curve,
+    dlmkit,
+    summary,
+    text_corpus,
+    text_data,
+    trained,
+    weights,
+)
 
 
-@pytest.mark.parametrize("family", ["ar", "absorbing", "uniform", "block,objective.block_size=4"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "ar",
+        "absorbing",
+        "uniform",
+        "block,objective.block_size=4",
+        "block,objective.block_size=4,process=absorbing_complementary",
+    ],
+)
 def test_accumulation_changes_nothing(family: str) -> None:
     """The same global batches, times and noise give the same two steps; Adam's eps is raised, for it divides by ~0."""
     options = [*f"family={family}".split(","), "batch.size=8", "optimizer.eps=1e-3"]
@@ -70,6 +93,50 @@ def test_validation_is_the_same_at_any_micro_batch() -> None:
         results.append((summary(run)["val_nll"], summary(run)["val_nll_stderr"]))
     assert results[1] == pytest.approx(results[0], rel=1e-5)
     assert results[2] == pytest.approx(results[0], rel=1e-5)
+
+
+def test_copies_cost_compute_and_no_tokens() -> None:
+    """Two noisy copies of each block: twice the FLOPs and the tokens read, for the same tokens of the budget."""
+    options = ["callbacks.throughput.window_size=2"]
+    plain, pair = (
+        trained(name, f"process={name}", *options, steps=4) for name in ("absorbing", "absorbing_complementary")
+    )
+    once, twice = summary(plain), summary(pair)
+    assert twice["flops"] == pytest.approx(2 * once["flops"], rel=1e-9)  # the linear schedule masks half in either
+    assert twice["total_flops"] == twice["flops"]
+    assert curve(pair, "total_flops")[-1][1] == pytest.approx(twice["flops"])
+    assert twice["tokens_seen"] == once["tokens_seen"] == 4 * TOKENS
+    assert twice["val_tokens"] == once["val_tokens"]
+    for run, copies in ((plain, 1), (pair, 2)):
+        seconds = checkpoint(run)["callbacks"]["RunRecord"]["train_seconds"]
+        assert summary(run)["tokens_per_second"] == pytest.approx(copies * 4 * TOKENS / seconds)
+    for name in ("items", "samples", "flops"):
+        per_batch = [
+            curve(run, f"train/device/{name}_per_sec")[-1][1] / curve(run, "train/device/batches_per_sec")[-1][1]
+            for run in (plain, pair)
+        ]
+        assert per_batch[1] == pytest.approx(2 * per_batch[0])
+
+
+def test_copies_beside_annealing_documents_and_a_next_token_loss(tmp_path: Path) -> None:
+    """What else a step does with a block it does with its copies, and with the clean tokens once."""
+    options = [
+        *text_data(text_corpus(tmp_path / "corpus.txt")),
+        "data.keep_documents_apart=true",
+        "process=absorbing_complementary",
+        "callbacks=[samples,annealing,throughput,checkpoint]",
+        "callbacks.annealing.anneal_steps=4",
+        "ar_weight=0.5",
+        "optimizer.eps=1e-3",
+    ]
+    for parts in (1, 2):
+        own = [f"hydra.run.dir=by{parts}", f"batch.accumulate={parts}", f"budget.tokens={3 * TOKENS}"]
+        outcome = dlmkit("train", *MODEL, *SMALL, *options, *own)
+        assert outcome.code == 0, outcome.err
+    one, two = Path("by1"), Path("by2")
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-6)
+    assert 0 < curve(one, "train/ar_nll")[-1][1] < 10
+    assert 1 < curve(one, "train/nll")[0][1] < 30
 
 
 def test_learning_rate_is_that_of_the_schedule() -> None:

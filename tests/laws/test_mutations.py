@@ -27,6 +27,7 @@ from dlmkit.objectives.elbo import Elbo
 from dlmkit.objectives.masked import Masked
 from dlmkit.objectives.uniform import UniformBound
 from dlmkit.processes.absorbing import Absorbing
+from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
 from dlmkit.processes.none import NoNoise
 from dlmkit.processes.uniform import Uniform
 from dlmkit.samplers import ancestral as ancestral_module
@@ -241,6 +242,49 @@ def test_processes(mutant, by):
     process = mutant(LogLinear(1e-3), VOCAB_SIZE, MASK_ID)
     laws = [*processes.LAWS, *([samplers.law_reverse_chain] if "law_reverse_chain" in by else [])]
     assert by <= caught(laws, process)
+
+
+class SecondCopyWithTheFirstsWeight(AbsorbingComplementary):
+    """No change of variables."""
+
+    def copies(self, t, weight):
+        return super().copies(t, weight)[0], torch.stack([weight, weight])
+
+
+class PairsWhatHasNoPartner(AbsorbingComplementary):
+    """Takes the nearest end for the t' that alpha(1) > 0 does not leave, as if it were drawn like the others."""
+
+    def _paired(self, t):
+        return torch.ones_like(t, dtype=torch.bool)
+
+
+class ComplementOfThePrompt(AbsorbingComplementary):
+    """The second copy masks whatever the first one shows."""
+
+    def corrupt_copies(self, x_0, t, scored, generator):
+        first = self.corrupt(x_0, t[0], scored, generator)
+        return torch.stack([first, x_0.masked_fill(first == x_0, self.mask_id)])
+
+
+class SecondCopyAtTheFirstsTime(AbsorbingComplementary):
+    """Masks of the complement, called noise of the first time."""
+
+    def copies(self, t, weight):
+        return torch.stack([t, t]), torch.stack([weight, weight])
+
+
+COPIES = [
+    (AbsorbingComplementary, set()),
+    (SecondCopyWithTheFirstsWeight, {"law_copies"}),
+    (PairsWhatHasNoPartner, {"law_copies"}),
+    (ComplementOfThePrompt, {"law_copies"}),
+    (SecondCopyAtTheFirstsTime, {"law_copies"}),
+]
+
+
+@pytest.mark.parametrize(("mutant", "by"), COPIES, ids=named)
+def test_copies(mutant, by):
+    assert caught(processes.LAWS, mutant(CosineMDLM(0.01), VOCAB_SIZE, MASK_ID, 2e-3)) == by
 
 
 # Objectives

@@ -397,10 +397,10 @@ def test_autoregressive_loss_is_its_nll():
 @pytest.mark.parametrize(
     ("objective", "processes"),
     [
-        ("masked", {"absorbing", "absorbing_fixed_count"}),
+        ("masked", {"absorbing", "absorbing_complementary", "absorbing_fixed_count"}),
         ("uniform", {"uniform"}),
         ("hybrid", {"hybrid"}),
-        ("score_entropy", {"absorbing", "uniform"}),
+        ("score_entropy", {"absorbing", "absorbing_complementary", "uniform"}),
         ("autoregressive", {"none"}),
     ],
 )

@@ -144,7 +144,10 @@ def trained(model: DiffusionLM, micro_batch_size: int, accumulate: int, num_step
 
 
 def by_hand(model: DiffusionLM, num_steps: int = 1) -> list[Tensor]:
-    """The weights that the definition gives: w - d/dw of sum(loss) / sum(scored), all G blocks at once."""
+    """The weights that the definition gives: w - d/dw of sum(loss) / sum(scored), all G blocks at once.
+
+    Where the process makes copies of a block, the loss is their mean.
+    """
     parameters = list(model.backbone.parameters())
     for step in range(num_steps):
         batch = rows_of(blocks(2 * G))(list(range(step * G, (step + 1) * G)))
@@ -153,14 +156,18 @@ def by_hand(model: DiffusionLM, num_steps: int = 1) -> list[Tensor]:
             scored[:, 0] = False
         t, weight = model.t_sampler.sample(G, generator_for("cpu", SEED, "t", step))
         t = model.objective.noise_time(t)
+        times, weights_of = model.process.copies(t, weight)
         rows = [
-            model.process.corrupt(
-                tokens[i, None], t[i, None], scored[i, None], generator_for("cpu", SEED, "noise", step, i)
+            model.process.corrupt_copies(
+                tokens[i, None], times[:, i, None], scored[i, None], generator_for("cpu", SEED, "noise", step, i)
             )
             for i in range(G)
         ]
-        x_t = torch.cat(rows)
-        loss = model.objective(model.backbone(x_t, t), Noised(tokens, x_t, t, scored, weight), model.process).loss
+        losses = [
+            model.objective(model.backbone(x_t, t), Noised(tokens, x_t, t, scored, weight), model.process).loss
+            for x_t, t, weight in zip(torch.cat(rows, dim=1), times, weights_of, strict=True)
+        ]
+        loss = torch.stack(losses).mean(0)
         gradients = torch.autograd.grad(loss.sum() / scored.sum(), parameters, allow_unused=True)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -33,8 +33,9 @@ class RunRecord(pl.Callback):
         run_dir: the run's folder.
         facts: what is known before training (names, parameters, budgets of the starting run).
         hyperparameters: flat configuration for TensorBoard's HParams tab.
-        flops_per_token: training FLOPs per token.
+        flops_per_token: training FLOPs per token of the budget, all copies of it together.
         tokens_per_step: tokens of a global batch.
+        num_copies: noisy copies of each token that a step reads; speed counts each, budgets of tokens do not.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class RunRecord(pl.Callback):
         hyperparameters: dict[str, Any],
         flops_per_token: float,
         tokens_per_step: int,
+        num_copies: int,
     ) -> None:
         self.run_dir = run_dir
         self.facts = facts
         self.hyperparameters = hyperparameters
         self.flops_per_token = flops_per_token
         self.tokens_per_step = tokens_per_step
+        self.num_copies = num_copies
         self.peak_memory = 0
         self.train_seconds = 0.0
         self.batch_began = 0.0
@@ -128,6 +131,7 @@ class RunRecord(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, status: str, results: dict[str, Any]) -> dict[str, Any]:
         budget = self._budget(trainer.global_step)
+        tokens_read = budget["tokens"] * self.num_copies
         summary = {
             **{key: value for key, value in self.facts.items() if not key.startswith("start_")},
             "steps": trainer.global_step,
@@ -135,7 +139,7 @@ class RunRecord(pl.Callback):
             "total_tokens": int(budget["total_tokens"]),
             "flops": budget["tokens"] * self.flops_per_token,
             "total_flops": budget["total_flops"],
-            "tokens_per_second": budget["tokens"] / self.train_seconds if self.train_seconds else None,
+            "tokens_per_second": tokens_read / self.train_seconds if self.train_seconds else None,
             "peak_memory_bytes": self.peak_memory,
             "wall_seconds": time.perf_counter() - self.began,
             **dict.fromkeys(RESULTS),

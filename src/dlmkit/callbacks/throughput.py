@@ -10,13 +10,15 @@ import torch
 from lightning.pytorch.callbacks import ThroughputMonitor
 from typing_extensions import override
 
+from dlmkit.module import DiffusionLM
 from dlmkit.types import Batch
 
 
 class Throughput(ThroughputMonitor):
     """Logs the training's sequences, tokens and FLOPs per second, and utilisation (MFU) against the machine's peak.
 
-    Lightning knows the peak of GPUs; a CPU's is measured with a matrix product, and the utilisation is against that.
+    Every noisy copy of a sequence counts. Lightning knows the peak of GPUs; a CPU's is measured with a matrix product,
+    and the utilisation is against that.
 
     Args:
         window_size: batches averaged over.
@@ -28,6 +30,10 @@ class Throughput(ThroughputMonitor):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        assert isinstance(pl_module, DiffusionLM)
+        num_copies = pl_module.process.num_copies
+        self.batch_size_fn = lambda batch: num_copies * len(batch)
+        self.length_fn = lambda batch: num_copies * _num_tokens(batch)
         if self.available_flops is None and trainer.strategy.root_device.type == "cpu":
             self.available_flops = int(measured_cpu_flops())
             for throughput in self._throughputs.values():

@@ -126,6 +126,7 @@ def train(
     flops_per_token = module.backbone.flops_per_token(config.length, module.objective.head_fraction(module.process))
     if module.objective.num_times(config.length) > 1:  # the clean half of the pass
         flops_per_token += module.backbone.flops_per_token(config.length, head_fraction=0.0)
+    flops_per_token *= module.process.num_copies
     if config.ar_weight:
         flops_per_token += module.backbone.flops_per_token(config.length, head_fraction=1.0)
     facts = describe(config, run_dir, choices, parent_summary, module, data)
@@ -136,6 +137,7 @@ def train(
         {key: value for key, value in flatten({**resolved, **choices}) if _is_scalar(value)},
         flops_per_token,
         config.batch.size * config.length,
+        module.process.num_copies,
     )
     module.flops_per_batch = flops_per_token * config.batch.micro_size * config.length
     progress = first and console.is_terminal

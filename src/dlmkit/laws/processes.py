@@ -209,6 +209,51 @@ def law_noise_repeats(process: ForwardProcess) -> Iterator[Finding]:
     yield holds("drawn from the generator alone", repeats, "equal generators give other noise, or other ones the same")
 
 
+def law_copies(process: ForwardProcess) -> Iterator[Finding]:
+    """Each copy that training makes of a block integrates over t by itself, and is the noise of its own time."""
+    num = 100_000
+    t = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    times, weight = process.copies(t, torch.ones_like(t))
+    well_made = times.shape == weight.shape == (process.num_copies, num)
+    yield holds("copies [C, B]", well_made, f"copies() of {num} times are {tuple(times.shape)}, {tuple(weight.shape)}")
+    if not well_made or process.num_copies == 1:  # one copy is `corrupt`, which has laws of its own
+        return
+    powers = torch.arange(3)
+    means = (weight * times ** powers[:, None, None]).mean(-1)  # [3, C]
+    error, power = worst_at((means - 1 / (powers[:, None] + 1)).abs(), powers.double())
+    yield at_most(
+        "each copy integrates over t",
+        error,
+        1e-3,
+        f"the mean of weight * t^{power:.0f} is {told(means[int(power)])} over the copies, not {1 / (power + 1):.4g}",
+    )
+    yield from _corrupt_copies(process)
+
+
+def _corrupt_copies(process: ForwardProcess) -> Iterator[Finding]:
+    num, length, token = 2_000, 7, data_tokens(process)[-1]
+    times, _ = process.copies(TIMES.repeat_interleave(num), torch.ones(num * len(TIMES), dtype=torch.float64))
+    x_0 = torch.full((num * len(TIMES), length), token)
+    scored = torch.rand(x_0.shape, generator=generator_for("cpu", "scored copies")) < 0.7
+    x_t, again = (process.corrupt_copies(x_0, times, scored, generator_for("cpu", "copies")) for _ in range(2))
+    repeats = torch.equal(x_t, again)
+    yield holds("copies are drawn from the generator alone", repeats, "equal generators give other copies")
+    touched = float((x_t != x_0)[:, ~scored].double().mean())
+    yield at_most("unscored tokens stay in all copies", touched, 0.0, f"copies change {touched:.1%} of unscored tokens")
+    for copy, (drawn, at) in enumerate(zip(x_t, times, strict=True)):
+        for k in range(len(TIMES)):
+            rows = slice(k * num, (k + 1) * num)
+            here = drawn[rows][scored[rows]]
+            expected = channel(process, at[rows][:1])[0, token]
+            p_value = chi_square_p(torch.bincount(here, minlength=process.vocab_size), expected * len(here))
+            yield at_least(
+                "each copy follows the marginal",
+                p_value,
+                FALSE_ALARM,
+                f"copy {copy} of token {token} is not the noise of its time, t = {float(at[rows][0]):.4g}",
+            )
+
+
 def law_prior(process: ForwardProcess) -> Iterator[Finding]:
     """`prior` is the noise at t = 1."""
     if not process.noises:
@@ -290,5 +335,5 @@ MARGINAL_LAWS = [
 ]
 """Of any process: what its coefficients say."""
 
-LAWS = [*MARGINAL_LAWS, law_corrupt, law_corrupt_is_independent]
+LAWS = [*MARGINAL_LAWS, law_corrupt, law_corrupt_is_independent, law_copies]
 """Of a process that noises tokens independently."""

@@ -54,7 +54,12 @@ class Discrete(Objective):
         return torch.ceil(t * self.num_steps - 1e-9).clamp(1, self.num_steps) / self.num_steps
 
     def check(self, process: ForwardProcess) -> None:
-        """Refuse a process without noise, or whose tokens are not noised independently."""
+        """Refuse a process without noise, with dependent tokens, or that chooses times of its own for copies."""
+        if process.num_copies > 1:
+            raise ValueError(
+                f"objective=discrete with process={type(process).__name__}: the times of its copies are not among the"
+                " steps; set process=absorbing"
+            )
         if not process.noises or not process.independent:
             raise ValueError(
                 f"objective=discrete with process={type(process).__name__}: it needs the reverse steps of independent"

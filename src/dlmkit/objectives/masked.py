@@ -53,9 +53,10 @@ class Masked(Objective):
         _absorbing(process)
 
     def head_fraction(self, process: ForwardProcess) -> float:
-        """Return the integral of 1 - alpha(t): the masked share when t is uniform."""
+        """Return the mean of 1 - alpha(t) over the copies of a block: the masked share when t is uniform."""
         t = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
-        return float((1.0 - process.alpha(t)).mean())
+        copies, _ = process.copies(t, torch.ones_like(t))
+        return float((1.0 - process.alpha(copies.flatten())).mean())
 
     def _loss_weight(self, bound: Tensor) -> Tensor:
         if self.weighting == "constant":

@@ -52,11 +52,12 @@ class ScoreEntropy(Objective):
         return scores.scatter(-1, x_t[:, None], 0.0).log_softmax(-1)
 
     def head_fraction(self, process: ForwardProcess) -> float:
-        """Return the masked share under absorbing noise, as the clean positions are not looked at; else 1."""
+        """Return the masked share of the copies under absorbing noise, as clean positions are not looked at; else 1."""
         if not isinstance(process, Absorbing):
             return 1.0
         t = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
-        return float((1.0 - process.alpha(t)).mean())
+        copies, _ = process.copies(t, torch.ones_like(t))
+        return float((1.0 - process.alpha(copies.flatten())).mean())
 
     def _absorbing(self, prediction: Predictor, noised: Noised, process: Absorbing) -> tuple[Tensor, Tensor]:
         """Return (nll [N], where): sigma' r (sum of e^d - 1 - d(x_0)), as the true ratio is zero but at x_0."""

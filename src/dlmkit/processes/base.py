@@ -34,6 +34,9 @@ class ForwardProcess(ABC):
     noises = True
     """Whether there is noise at all (the autoregressive baseline has none)."""
 
+    num_copies = 1
+    """C, how many noisy copies of each block a training step reads; its loss is their mean."""
+
     def __init__(self, vocab_size: int, mask_id: int | None) -> None:
         self.vocab_size = vocab_size
         self.mask_id = mask_id
@@ -62,6 +65,24 @@ class ForwardProcess(ABC):
         alpha, mass = self.coefficients(t)
         noise = torch.multinomial(_distribution(mass), x_0.shape[1], replacement=True, generator=generator)
         return torch.where(_noisy(alpha, x_0, generator) & scored, noise, x_0)
+
+    def copies(self, t: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the times and weights [C, ...] of a block's C copies in training, given one draw of each [...].
+
+        The mean of weight * f(t) is the same integral for each copy alone.
+        """
+        return t[None], weight[None]
+
+    def corrupt_copies(self, x_0: Tensor, t: Tensor, scored: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the C copies of each block together, int64 [C, B, L]; each alone is distributed as `corrupt` is.
+
+        Args:
+            x_0: int64 [B, L].
+            t: float64 [C, B], as `copies` gave it.
+            scored: bool [B, L].
+            generator: on the device of x_0.
+        """
+        return torch.stack([self.corrupt(x_0, now, scored, generator) for now in t])
 
     def marginal(self, x0_probs: Tensor, t: Tensor) -> Tensor:
         """Return q_t(. | x0_probs) [N, V] for distributions over clean tokens [N, V] and t [N]."""
