@@ -136,7 +136,7 @@ def test_a_class_by_its_import_path(mine, capsys):
             "exact predictor: bound = -log p(x)",
             "nll is p_mask = ",
         ),
-        (["t_sampler=my_checked_parts.Early"], "weight of each tenth of [0, 1]", "the length of"),
+        (["t_sampler=my_checked_parts.Early"], "weight of each tenth of the range", "the length of"),
         (["sampler=my_checked_parts.Greedy", "process=absorbing"], "samples have the data's distribution", "frequency"),
     ],
     ids=lambda value: value[0].partition("my_checked_parts.")[2] if isinstance(value, list) else "",

@@ -38,6 +38,7 @@ from dlmkit.schedules.cosine_mdlm import CosineMDLM
 from dlmkit.schedules.linear import Linear
 from dlmkit.schedules.log_linear import LogLinear
 from dlmkit.t_samplers.base import stretch
+from dlmkit.t_samplers.clipped import Clipped
 from dlmkit.t_samplers.iid import IID
 from dlmkit.t_samplers.importance import Importance
 from dlmkit.t_samplers.stratified import Stratified
@@ -474,6 +475,31 @@ class DrawsInFloat32(IID):
         return t.float(), weight.float()
 
 
+class ClipsInSilence(Clipped):
+    """A range left out, and nothing said about it."""
+
+    def __init__(self, schedule, low, high):
+        super().__init__(schedule, low, high)
+        self.covers = (0.0, 1.0)
+
+
+class ClipsMoreThanItSays(Clipped):
+    def sample(self, num, generator):
+        return Clipped(self.schedule, self.low + 0.02, self.high).sample(num, generator)
+
+
+class ClipsAsIfItWereAll(Clipped):
+    """The weight of draws from all of [0, 1]: the mean over the range in place of the integral."""
+
+    def sample(self, num, generator):
+        t, weight = super().sample(num, generator)
+        return t, weight / (self.high - self.low)
+
+
+class CoversNothing(IID):
+    covers = (0.5, 0.5)
+
+
 T_SAMPLERS = [
     (ForgetsWhatEpsLeavesOut(0.3), {"law_mean_is_the_integral"}),
     (DensityNotItsInverse(CosineMDLM(1e-3), 1e-3), {"law_mean_is_the_integral", "law_covers_the_range"}),
@@ -482,7 +508,16 @@ T_SAMPLERS = [
     (SquaresTheTimes(1e-3), {"law_mean_is_the_integral", "law_covers_the_range"}),
     (ReachesZero(1e-3), {"law_draws"}),
     (DrawsInFloat32(1e-3), {"law_draws"}),
+    (ClipsInSilence(Linear(), 0.3, 0.8), {"law_mean_is_the_integral", "law_covers_the_range"}),
+    (ClipsInSilence(Linear(), 0.02, 1.0), {"law_covers_the_range"}),
+    (ClipsMoreThanItSays(Linear(), 0.3, 0.8), {"law_covers_the_range"}),
+    (ClipsAsIfItWereAll(Linear(), 0.3, 0.8), {"law_mean_is_the_integral", "law_covers_the_range"}),
+    (CoversNothing(1e-3), {"law_covers_the_range"}),
 ]
+
+
+def test_a_right_clipped_sampler_passes():
+    assert caught(t_samplers.LAWS, Clipped(Linear(), 0.3, 0.8)) == set()
 
 
 @pytest.mark.parametrize(("mutant", "by"), T_SAMPLERS, ids=named)

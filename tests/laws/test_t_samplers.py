@@ -16,6 +16,7 @@ from laws.asserting import asserting
 from laws.enumeration import chi_square_p
 
 CASES = [pytest.param(*pair, id="-".join(pair)) for pair in parts.with_schedules("t_sampler")]
+WITH_EPS = [pytest.param(*pair.values, id=pair.id) for pair in CASES if parts.takes("t_sampler", pair.values[0], "eps")]
 CELLS = [pytest.param(*pair, id="-".join(pair)) for pair in parts.with_schedules("t_sampler") if pair[0] != "iid"]
 law_mean_is_the_integral = asserting(laws.law_mean_is_the_integral)
 law_covers_the_range = asserting(laws.law_covers_the_range)
@@ -27,7 +28,7 @@ def test_t_sampler(name, schedule, law):
     asserting(law)(parts.t_sampler(name, schedule))
 
 
-@pytest.mark.parametrize(("name", "schedule"), CASES)
+@pytest.mark.parametrize(("name", "schedule"), WITH_EPS)
 def test_the_weight_knows_what_eps_leaves_out(name, schedule):
     """eps = 0.3 would show a forgotten (1 - eps); the integral over [0.8, 1] knows no eps."""
     t, weight = parts.t_sampler(name, schedule, eps=0.3).sample(200_000, generator_for("cpu", "eps"))
@@ -38,10 +39,11 @@ def test_the_weight_knows_what_eps_leaves_out(name, schedule):
 
 
 def cells(name: str, schedule: str, sampler: TimeSampler, t: Tensor) -> Tensor:
-    """The stratum of each draw: of t, or of alpha(t) for `importance`."""
-    if name == "importance":
+    """The stratum of each draw: of t, or of alpha(t) for `importance` and `clipped`."""
+    if name in ("importance", "clipped"):
         alpha = parts.schedule(schedule).alpha
-        top, bottom = 1 - sampler.eps, float(alpha(torch.ones(1, dtype=torch.float64)))
+        low, high = (sampler.low, sampler.high) if name == "clipped" else (sampler.eps, 1.0)
+        top, bottom = 1 - low, max(1 - high, float(alpha(torch.ones(1, dtype=torch.float64))))
         share = (alpha(t) - bottom) / (top - bottom)
     else:
         share = (1 - t) / (1 - sampler.eps)
@@ -109,6 +111,40 @@ def test_variance_of_an_offset_grid_and_of_strata(slope, bend):
     jitter = (slope**2 + bend**2 / 3) / num**3 / 12  # the integral of (slope + bend (1 - 2t))^2
     assert variance("stratified") == pytest.approx(jitter, rel=0.1)
     assert variance("offset_grid") == pytest.approx(slope**2 / num**2 / 12, rel=0.1, abs=0.05 * jitter)
+
+
+@pytest.mark.parametrize("range_", [(0.3, 0.8), (0.45, 0.95), (0.0, 0.5), (0.5, 1.0), (0.0, 1.0), (0.6, 0.61)])
+@pytest.mark.parametrize("schedule", parts.names("schedule"))
+def test_clipped_covers_what_it_says_under_any_schedule(schedule, range_):
+    low, high = range_
+    sampler, noise = parts.t_sampler("clipped", schedule, low=low, high=high), parts.schedule(schedule)
+    for law in laws.LAWS:
+        asserting(law)(sampler)
+    share = 1 - noise.alpha(torch.tensor(sampler.covers, dtype=torch.float64))
+    most = 1 - float(noise.alpha(torch.ones(1, dtype=torch.float64)))
+    assert share.tolist() == pytest.approx([low, min(high, most)], abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", parts.names("schedule"))
+def test_clipped_draws_mask_rates_evenly(schedule):
+    """1 - alpha(t) ~ U[low, high] whatever the schedule (arXiv 2503.09573, section 5.2)."""
+    t, _ = parts.t_sampler("clipped", schedule, low=0.45, high=0.95).sample(10_000, generator_for("cpu", "rates"))
+    rates = (1 - parts.schedule(schedule).alpha(t)).sort().values
+    assert float((rates - torch.linspace(0.45, 0.95, 10_000)).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"low": 0.8, "high": 0.3}, "low 0.8 and high 0.3 are no range"),
+        ({"low": -0.1, "high": 0.3}, "give 0 <= low < high <= 1"),
+        ({"low": 0.3, "high": 1.1}, "give 0 <= low < high <= 1"),
+        ({"low": 0.9995, "high": 1.0}, "the noised share at t = 1"),
+    ],
+)
+def test_clipped_refuses_what_is_no_range(values, line):
+    with pytest.raises(ValueError, match=line):
+        parts.t_sampler("clipped", "log_linear", **values)
 
 
 class ForgetsEps(Stratified):

@@ -14,8 +14,12 @@ class TimeSampler(ABC):
     Every rank draws the same vector from the same seed and takes every R-th entry of it, so that each sees the whole
     range of t and the union does not depend on how the batch is split.
 
-    Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over [0, 1].
+    Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over `covers`.
     """
+
+    covers: tuple[float, float] = (0.0, 1.0)
+    """The range of t that the mean is the integral over, up to an eps. One that is narrower than [0, 1] says that the
+    training loss is not the bound, on purpose; evaluation has times of its own and is the bound whatever this says."""
 
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
