@@ -41,6 +41,7 @@ from dlmkit.t_samplers.base import stretch
 from dlmkit.t_samplers.clipped import Clipped
 from dlmkit.t_samplers.iid import IID
 from dlmkit.t_samplers.importance import Importance
+from dlmkit.t_samplers.learned import Learned
 from dlmkit.t_samplers.stratified import Stratified
 from dlmkit.types import Context, TokenLoss
 from laws.parts import MASK_ID, VOCAB_SIZE
@@ -500,6 +501,34 @@ class CoversNothing(IID):
     covers = (0.5, 0.5)
 
 
+class ForgetsItsDensity(Learned):
+    """Draws as it has learned to, weighs as if it had not."""
+
+    def sample(self, num, generator):
+        t, _ = super().sample(num, generator)
+        return t, torch.full_like(t, 1.0 - self.eps)
+
+
+class SkipsTheQuietBins(Learned):
+    """No floor: what has little loss is never drawn again."""
+
+    @property
+    def probabilities(self):
+        loud = super().probabilities
+        loud = torch.where(loud < loud.mean() * 0.999, 0.0, loud)
+        return loud / loud.sum()
+
+
+class DrawsWhatIsQuiet(Learned):
+    """The density upside down: unbiased, and worse than uniform."""
+
+    @property
+    def probabilities(self):
+        quiet = 1 / super().probabilities
+        return quiet / quiet.sum()
+
+
+LEARNER = (1e-3, 16, 0.1, 0.9, 4)
 T_SAMPLERS = [
     (ForgetsWhatEpsLeavesOut(0.3), {"law_mean_is_the_integral"}),
     (DensityNotItsInverse(CosineMDLM(1e-3), 1e-3), {"law_mean_is_the_integral", "law_covers_the_range"}),
@@ -513,11 +542,15 @@ T_SAMPLERS = [
     (ClipsMoreThanItSays(Linear(), 0.3, 0.8), {"law_covers_the_range"}),
     (ClipsAsIfItWereAll(Linear(), 0.3, 0.8), {"law_mean_is_the_integral", "law_covers_the_range"}),
     (CoversNothing(1e-3), {"law_covers_the_range"}),
+    (ForgetsItsDensity(*LEARNER), {"law_learning_moves_no_mean"}),
+    (SkipsTheQuietBins(*LEARNER), {"law_learning_moves_no_mean"}),
+    (DrawsWhatIsQuiet(*LEARNER), {"law_learning_moves_no_mean"}),
 ]
 
 
-def test_a_right_clipped_sampler_passes():
-    assert caught(t_samplers.LAWS, Clipped(Linear(), 0.3, 0.8)) == set()
+@pytest.mark.parametrize("right", [Clipped(Linear(), 0.3, 0.8), Learned(*LEARNER)], ids=named)
+def test_a_right_t_sampler_passes(right):
+    assert caught(t_samplers.LAWS, right) == set()
 
 
 @pytest.mark.parametrize(("mutant", "by"), T_SAMPLERS, ids=named)

@@ -10,6 +10,7 @@ from dlmkit.laws import t_samplers as laws
 from dlmkit.laws.findings import STANDARD_ERRORS
 from dlmkit.randomness import generator_for
 from dlmkit.t_samplers.base import TimeSampler, strata, stretch
+from dlmkit.t_samplers.learned import Learned
 from dlmkit.t_samplers.stratified import Stratified
 from laws import parts
 from laws.asserting import asserting
@@ -145,6 +146,134 @@ def test_clipped_draws_mask_rates_evenly(schedule):
 def test_clipped_refuses_what_is_no_range(values, line):
     with pytest.raises(ValueError, match=line):
         parts.t_sampler("clipped", "log_linear", **values)
+
+
+def spiked(num_bins: int = 8, floor: float = 0.1) -> Learned:
+    """Nearly all of the density in one bin, nothing but the floor in the others."""
+    sampler = Learned(eps=1e-3, num_bins=num_bins, floor=floor, decay=0.9, warmup_draws=1)
+    square = torch.zeros(num_bins, dtype=torch.float64)
+    square[2] = 100.0
+    sampler.observe(torch.cat([torch.ones(num_bins, dtype=torch.float64), square]))
+    return sampler
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("floor", [0.1, 1e-3])
+def test_learned_keeps_the_laws_in_a_very_uneven_state(floor, law):
+    sampler = spiked(floor=floor)
+    assert sampler.probabilities.tolist() == pytest.approx([floor / 8] * 2 + [1 - floor * 7 / 8] + [floor / 8] * 5)
+    asserting(law)(sampler)
+
+
+def test_learned_draws_as_stratified_until_it_has_learned():
+    """Every bin has been drawn from but the last, which is one draw short."""
+    sampler = parts.t_sampler("learned", num_bins=4, warmup_draws=3)
+    sampler.observe(torch.tensor([9.0, 9.0, 9.0, 2.0, 5.0, 4.0, 3.0, 2.0], dtype=torch.float64))
+    drawn = (one.sample(50, generator_for("cpu", "warm-up")) for one in (sampler, parts.t_sampler("stratified")))
+    torch.testing.assert_close(*drawn, rtol=1e-12, atol=0)
+    sampler.observe(torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64))
+    assert float(sampler.sample(50, generator_for("cpu", "warm-up"))[1].std()) > 0
+
+
+@pytest.mark.parametrize("num_shares", [1, 2, 8])
+def test_learned_is_stratified_in_any_state(num_shares):
+    """One draw in each of 64 cells of equal probability, and in each R-fold cell for rank r of R."""
+    sampler = laws.taught(parts.t_sampler("learned"))
+    t, weight = sampler.sample(64, generator_for("cpu", "strata"))
+    ends = torch.cat([torch.zeros(1, dtype=torch.float64), sampler.probabilities.cumsum(0)])
+    place = (t - sampler.eps) / (1 - sampler.eps) * sampler.num_bins
+    bins = place.long().clamp_max(sampler.num_bins - 1)
+    cell = (64 * (ends[bins] + sampler.probabilities[bins] * (place - bins))).long()
+    for share in range(num_shares):
+        assert sorted((cell[share::num_shares] // num_shares).tolist()) == list(range(64 // num_shares))
+    density = sampler.probabilities[bins] * sampler.num_bins / (1 - sampler.eps)
+    torch.testing.assert_close(weight, 1 / density, rtol=1e-12, atol=0)
+    assert float(weight.max()) <= 1 / sampler.floor
+
+
+class ObservesTheWeight(Learned):
+    def statistics(self, t, weight, loss, scored):
+        return super().statistics(t, torch.ones_like(weight), loss, scored)
+
+
+def second_moment(sampler: TimeSampler, num_steps: int) -> float:
+    """That of weight * f, of independent noisy f ~ exp(-8 t), once `num_steps` steps have been observed."""
+
+    def losses(num: int, *key: int | str) -> tuple[Tensor, Tensor, Tensor]:
+        t, weight = sampler.sample(num, generator_for("cpu", *key))
+        noise = torch.randn(num, dtype=torch.float64, generator=generator_for("cpu", "noise", *key))
+        return t, weight, weight * torch.exp(0.5 * noise - 8.0 * t)
+
+    for step in range(num_steps):
+        t, weight, loss = losses(64, "step", step)
+        scored = torch.ones(64, 1, dtype=torch.bool)
+        sampler.observe(sampler.statistics(t, weight, loss[:, None], scored))
+    return float((losses(200_000, "measured")[2] ** 2).mean())
+
+
+def test_learned_is_near_the_least_variance():
+    """No density has a second moment below (integral of sqrt(E[f^2 | t]))^2 = e^0.5 ((1 - e^-8) / 8)^2."""
+    least = torch.tensor(0.5).exp().item() * ((1 - torch.tensor(-8.0).exp().item()) / 8) ** 2
+    keywords = {"eps": 0.0, "num_bins": 32, "floor": 0.05, "decay": 0.99, "warmup_draws": 10}
+    assert second_moment(Learned(**keywords), num_steps=0) > 3.9 * least
+    assert least < second_moment(Learned(**keywords), num_steps=400) < 1.08 * least
+    assert second_moment(ObservesTheWeight(**keywords), num_steps=400) > 1.2 * least
+
+
+def test_learned_observes_the_integrand_alone():
+    """Whatever the weight and the split; a sequence's loss per scored token, and nothing where nothing is scored."""
+    sampler = parts.t_sampler("learned", eps=0.0, num_bins=2)
+    t = torch.tensor([0.1, 0.6, 0.7, 0.9], dtype=torch.float64)
+    scored = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]]).bool()
+    integrand = torch.tensor([2.0, 3.0, 0.0, 5.0], dtype=torch.float64)
+    expected = torch.tensor([1.0, 2.0, 4.0, 9.0 + 25.0], dtype=torch.float64)
+    for weight in (torch.ones(4, dtype=torch.float64), torch.tensor([0.5, 2.0, 1.0, 10.0], dtype=torch.float64)):
+        loss = scored * (weight * integrand)[:, None]
+        torch.testing.assert_close(sampler.statistics(t, weight, loss, scored), expected, rtol=1e-12, atol=0)
+        pieces = [sampler.statistics(t[i::2], weight[i::2], loss[i::2], scored[i::2]) for i in (0, 1)]
+        torch.testing.assert_close(sum(pieces), expected, rtol=1e-12, atol=0)
+        # The same four as blocks of two sequences, each with its own time and its own number of scored tokens.
+        blocks = (one.reshape(2, 2) for one in (t, weight))
+        whole = (one.reshape(2, 6) for one in (loss, scored))
+        torch.testing.assert_close(sampler.statistics(*blocks, *whole), expected, rtol=1e-12, atol=0)
+
+
+def test_learned_averages_over_the_steps_that_drew_from_a_bin():
+    sampler = Learned(eps=0.0, num_bins=2, floor=0.5, decay=0.5, warmup_draws=2)
+    for counts, squares in (([1, 2], [4.0, 2.0]), ([0, 3], [0.0, 3.0]), ([1, 0], [16.0, 0.0])):
+        sampler.observe(torch.tensor([*counts, *squares], dtype=torch.float64))
+    root = [((2.0 + 16.0) / (0.5 + 1.0)) ** 0.5, ((1.0 + 3.0) / (1.0 + 3.0)) ** 0.5]
+    expected = [0.25 + 0.5 * one / sum(root) for one in root]
+    assert sampler.probabilities.tolist() == pytest.approx(expected)
+    sampler.observe(torch.tensor([1.0, 1.0, float("inf"), float("nan")], dtype=torch.float64))
+    assert sampler.probabilities.tolist() == pytest.approx(expected)
+
+
+def test_learned_goes_on_where_it_was_saved():
+    sampler = laws.taught(parts.t_sampler("learned"))
+    other = parts.t_sampler("learned")
+    other.load_state_dict(sampler.state_dict())
+    assert torch.equal(other.probabilities, sampler.probabilities)
+    assert float(other.probabilities.max()) > 2 / other.num_bins
+    with pytest.raises(ValueError, match="num_bins 8 is not the 32 of the checkpoint"):
+        parts.t_sampler("learned", num_bins=8).load_state_dict(sampler.state_dict())
+    with pytest.raises(ValueError, match="no learned density of t"):
+        other.load_state_dict(parts.t_sampler("stratified").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"num_bins": 0}, "num_bins 0 is below 1"),
+        ({"floor": 0.0}, "floor 0.0 is outside"),
+        ({"decay": 1.0}, "decay 1.0 is outside"),
+        ({"warmup_draws": 0}, "warmup_draws 0 is below 1"),
+        ({"eps": 1.0}, "eps 1.0 is outside"),
+    ],
+)
+def test_learned_refuses_what_it_cannot_learn_with(values, line):
+    with pytest.raises(ValueError, match=line):
+        parts.t_sampler("learned", **values)
 
 
 class ForgetsEps(Stratified):

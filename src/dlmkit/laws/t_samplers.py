@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,9 @@ LEFT_OUT = 0.01
 
 ROUNDING = 1e-9
 """How far outside of its range a time may be, because an inverse was found by bisection."""
+
+NUM_LESSONS, LESSON = 100, 256
+"""Steps, and draws of each, from which a sampler that learns is taught."""
 
 SMOOTH = {
     "t^3": (lambda t: t**3, lambda t: t**4 / 4),
@@ -71,6 +75,42 @@ def law_covers_the_range(sampler: TimeSampler) -> Iterator[Finding]:
         yield _mean("weight of each tenth of the range", weight * inside, right - left, what)
 
 
+def law_learning_moves_no_mean(sampler: TimeSampler) -> Iterator[Finding]:
+    """A sampler that learns keeps the laws when it has; what it has seen does not vary more than before."""
+    if not _statistics(sampler, *sampler.sample(1, generator_for("cpu", "lesson"))).numel():
+        return
+    learned = taught(sampler)
+    yield from law_mean_is_the_integral(learned)
+    yield from law_covers_the_range(learned)
+    before, after = (_second_moment(one) for one in (sampler, learned))
+    meaning = f"the second moment of what it was taught is {after:.5g} after it has learned, {before:.5g} before"
+    yield at_most("learning does not add variance", after / before, 1.05, meaning)
+
+
+def uneven(t: Tensor) -> Tensor:
+    """Return what a sampler is taught: a loss near 1 at small t that falls to a hundredth."""
+    return torch.exp(-8.0 * t) + 0.01
+
+
+def taught(sampler: TimeSampler) -> TimeSampler:
+    """Return a copy of the sampler that has learned from the uneven loss."""
+    learned = deepcopy(sampler)
+    for step in range(NUM_LESSONS):
+        t, weight = learned.sample(LESSON, generator_for("cpu", "lesson", step))
+        learned.observe(_statistics(learned, t, weight))
+    return learned
+
+
+def _statistics(sampler: TimeSampler, t: Tensor, weight: Tensor) -> Tensor:
+    loss = (weight * uneven(t))[:, None]
+    return sampler.statistics(t, weight, loss, torch.ones_like(loss, dtype=torch.bool))
+
+
+def _second_moment(sampler: TimeSampler) -> float:
+    t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "moment"))
+    return float(((weight * uneven(t)) ** 2).mean())
+
+
 def first_noisy_time(sampler: TimeSampler) -> float:
     """Return the time from which on a sampler may leave nothing out."""
     schedule = getattr(sampler, "schedule", None)
@@ -86,4 +126,4 @@ def _mean(law: str, terms: Tensor, integral: float, what: str) -> Finding:
     return at_most(law, abs(error), slack, meaning)
 
 
-LAWS = [law_draws, law_mean_is_the_integral, law_covers_the_range]
+LAWS = [law_draws, law_mean_is_the_integral, law_covers_the_range, law_learning_moves_no_mean]
