@@ -5,6 +5,9 @@
 A tiny network is trained a little on a Markov chain. Then its loss and gradient on one and the same global batch are
 drawn again and again, in each way: what varies is times and masks alone. Every draw costs one forward and backward pass
 over the same number of tokens, so a ratio of variances is one per token of compute. The means must agree.
+
+`learned` has observed `LESSONS` other batches before it is measured, and nothing while it is: its density is fixed.
+`clipped` is not here, because its mean is another one.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import argparse
 import datetime
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ from dlmkit.randomness import generator_for
 from dlmkit.schedules.linear import Linear
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.t_samplers.iid import IID
+from dlmkit.t_samplers.importance import Importance
+from dlmkit.t_samplers.learned import Learned
 from dlmkit.t_samplers.offset_grid import OffsetGrid
 from dlmkit.t_samplers.stratified import Stratified
 from dlmkit.types import Batch, Noised
@@ -37,13 +42,17 @@ from dlmkit.types import Batch, Noised
 VOCAB, MASK, LENGTH, BATCH, EPS = 33, 32, 64, 16, 1e-3
 GROUPS = 8
 """Independent parts of the draws, whose spread gives the standard errors."""
+LESSONS = 300
+"""Batches of other texts that a time sampler may learn from before it is measured."""
 
-T_SAMPLERS: dict[str, TimeSampler] = {
-    "iid": IID(EPS),
-    "stratified": Stratified(EPS),
-    "offset_grid": OffsetGrid(EPS),
+T_SAMPLERS: dict[str, Callable[[], TimeSampler]] = {
+    "iid": lambda: IID(EPS),
+    "stratified": lambda: Stratified(EPS),
+    "offset_grid": lambda: OffsetGrid(EPS),
+    "importance": lambda: Importance(Linear(), EPS),
+    "learned": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10),
 }
-PROCESSES = {
+PROCESSES: dict[str, Absorbing] = {
     "absorbing": Absorbing(Linear(), VOCAB, MASK),
     "absorbing_fixed_count": AbsorbingFixedCount(Linear(), VOCAB, MASK),
 }
@@ -60,14 +69,15 @@ def texts(num: int, seed: int) -> Tensor:
     return torch.stack(tokens, dim=1)
 
 
-def loss_of(backbone: DiT, x_0: Tensor, way: tuple[str, str], key: int) -> Tensor:
-    """Return one draw of the loss, nats per token of the batch [G, L]."""
-    t, weight = T_SAMPLERS[way[0]].sample(len(x_0), generator_for("cpu", "t", key))
+def losses_of(
+    backbone: DiT, x_0: Tensor, t_sampler: TimeSampler, process: Absorbing, key: int | str
+) -> tuple[Tensor, Tensor]:
+    """Return one draw of the losses [G, L], nats, and the statistics that the time sampler may learn from."""
+    t, weight = t_sampler.sample(len(x_0), generator_for("cpu", "t", key))
     batch = Batch(x_0, torch.ones_like(x_0, dtype=torch.bool))
-    process = PROCESSES[way[1]]
     x_t = corrupt_blocks(process, batch, t, range(len(x_0)), "noise", key)
     loss = Masked()(backbone(x_t, t), Noised(x_0, x_t, t, batch.scored, weight), process).loss
-    return loss.sum() / x_0.numel()
+    return loss, t_sampler.statistics(t, weight, loss, batch.scored)
 
 
 def trained(num_steps: int) -> DiT:
@@ -77,16 +87,30 @@ def trained(num_steps: int) -> DiT:
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=2e-3)
     for step in range(num_steps):
         optimizer.zero_grad()
-        loss_of(backbone, texts(BATCH, step), PLAIN, step).backward()
+        losses, _ = losses_of(backbone, texts(BATCH, step), T_SAMPLERS[PLAIN[0]](), PROCESSES[PLAIN[1]], step)
+        (losses.sum() / losses.numel()).backward()
         optimizer.step()
     return backbone
 
 
+def taught(backbone: DiT, way: tuple[str, str]) -> TimeSampler:
+    """Return the time sampler of that way, which has observed batches that are neither trained on nor measured."""
+    t_sampler = T_SAMPLERS[way[0]]()
+    if way[0] == "learned":
+        for lesson in range(LESSONS):
+            with torch.no_grad():
+                x_0 = texts(BATCH, 1_000_000 + lesson)
+                _, seen = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], f"lesson {lesson}")
+            t_sampler.observe(seen)
+    return t_sampler
+
+
 def draws(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> Iterator[tuple[float, Tensor]]:
     """Yield (loss, gradient as one vector) of `num` draws; keys are not those of the training."""
-    parameters = list(backbone.parameters())
+    parameters, t_sampler = list(backbone.parameters()), taught(backbone, way)
     for key in range(num):
-        loss = loss_of(backbone, x_0, way, -1 - key)
+        losses, _ = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], -1 - key)
+        loss = losses.sum() / losses.numel()
         gradient = torch.autograd.grad(loss, parameters)
         yield float(loss.detach()), torch.cat([one.flatten() for one in gradient]).double()
 

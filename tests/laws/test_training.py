@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dlmkit.randomness import generator_for
+from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.types import Batch, Noised
 from laws import parts
 from laws.enumeration import Source, nodes, noised_everywhere
@@ -35,6 +36,24 @@ def test_a_step_is_the_gradient_by_hand(objective, process, micro_batch_size, ac
     reference = by_hand(module(objective, process), num_steps=2)
     assert_same(mine, reference)
     assert max(float((one - other).abs().max()) for one, other in zip(before, reference, strict=True)) > 0.01
+
+
+def learner() -> TimeSampler:
+    """Warm after one step of G = 8 draws, two in each bin."""
+    return parts.t_sampler("learned", num_bins=4, warmup_draws=2, floor=0.1)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), SPLITS)
+@pytest.mark.parametrize(("objective", "process"), [("masked", "absorbing"), ("discrete", "uniform")])
+def test_what_is_learned_of_t_is_that_of_the_global_batch(objective, process, micro_batch_size, accumulate):
+    """The second step's times follow the losses of the first, at the drawn times, however the step was split."""
+    ways = [module(objective, process, t_sampler=learner()) for _ in range(2)]
+    assert_same(trained(ways[0], micro_batch_size, accumulate, num_steps=2), by_hand(ways[1], num_steps=2))
+    torch.testing.assert_close(ways[0].t_sampler.state_dict(), ways[1].t_sampler.state_dict(), rtol=1e-4, atol=0)
+    assert float(ways[1].t_sampler.probabilities.max()) > 0.3
+    plain = by_hand(module(objective, process), num_steps=2)
+    with pytest.raises(AssertionError):
+        assert_same(weights(ways[0]), plain)
 
 
 @pytest.mark.parametrize(("objective", "process"), [("masked", "absorbing"), ("autoregressive", "none")])
