@@ -6,7 +6,8 @@ A tiny network is trained a little on a Markov chain. Then its loss and gradient
 drawn again and again, in each way: what varies is times and masks alone. Every draw costs one forward and backward pass
 over the same number of tokens, so a ratio of variances is one per token of compute. The means must agree.
 
-`learned` has observed `LESSONS` other batches before it is measured, and nothing while it is: its density is fixed.
+`learned` (and `learned_centred`, its option) has observed `LESSONS` other batches before it is measured, and nothing
+while it is: its density is fixed. Under the linear schedule `importance` is `stratified`.
 `clipped` is not here, because its mean is another one.
 """
 
@@ -50,7 +51,8 @@ T_SAMPLERS: dict[str, Callable[[], TimeSampler]] = {
     "stratified": lambda: Stratified(EPS),
     "offset_grid": lambda: OffsetGrid(EPS),
     "importance": lambda: Importance(Linear(), EPS),
-    "learned": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10),
+    "learned": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10, centred=False),
+    "learned_centred": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10, centred=True),
 }
 PROCESSES: dict[str, Absorbing] = {
     "absorbing": Absorbing(Linear(), VOCAB, MASK),
@@ -96,12 +98,11 @@ def trained(num_steps: int) -> DiT:
 def taught(backbone: DiT, way: tuple[str, str]) -> TimeSampler:
     """Return the time sampler of that way, which has observed batches that are neither trained on nor measured."""
     t_sampler = T_SAMPLERS[way[0]]()
-    if way[0] == "learned":
-        for lesson in range(LESSONS):
-            with torch.no_grad():
-                x_0 = texts(BATCH, 1_000_000 + lesson)
-                _, seen = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], f"lesson {lesson}")
-            t_sampler.observe(seen)
+    for lesson in range(LESSONS if isinstance(t_sampler, Learned) else 0):
+        with torch.no_grad():
+            x_0 = texts(BATCH, 1_000_000 + lesson)
+            _, seen = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], f"lesson {lesson}")
+        t_sampler.observe(seen)
     return t_sampler
 
 

@@ -528,7 +528,7 @@ class DrawsWhatIsQuiet(Learned):
         return quiet / quiet.sum()
 
 
-LEARNER = (1e-3, 16, 0.1, 0.9, 4)
+LEARNER = (1e-3, 16, 0.1, 0.9, 4, False)
 T_SAMPLERS = [
     (ForgetsWhatEpsLeavesOut(0.3), {"law_mean_is_the_integral"}),
     (DensityNotItsInverse(CosineMDLM(1e-3), 1e-3), {"law_mean_is_the_integral", "law_covers_the_range"}),

@@ -150,10 +150,10 @@ def test_clipped_refuses_what_is_no_range(values, line):
 
 def spiked(num_bins: int = 8, floor: float = 0.1) -> Learned:
     """Nearly all of the density in one bin, nothing but the floor in the others."""
-    sampler = Learned(eps=1e-3, num_bins=num_bins, floor=floor, decay=0.9, warmup_draws=1)
-    square = torch.zeros(num_bins, dtype=torch.float64)
-    square[2] = 100.0
-    sampler.observe(torch.cat([torch.ones(num_bins, dtype=torch.float64), square]))
+    sampler = Learned(1e-3, num_bins, floor, decay=0.9, warmup_draws=1, centred=False)
+    sums = torch.zeros(3, num_bins, dtype=torch.float64)
+    sums[0], sums[1:, 2] = 1.0, 10.0
+    sampler.observe(sums.flatten())
     return sampler
 
 
@@ -168,10 +168,10 @@ def test_learned_keeps_the_laws_in_a_very_uneven_state(floor, law):
 def test_learned_draws_as_stratified_until_it_has_learned():
     """Every bin has been drawn from but the last, which is one draw short."""
     sampler = parts.t_sampler("learned", num_bins=4, warmup_draws=3)
-    sampler.observe(torch.tensor([9.0, 9.0, 9.0, 2.0, 5.0, 4.0, 3.0, 2.0], dtype=torch.float64))
+    sampler.observe(torch.tensor([9.0, 9.0, 9.0, 2.0, *[1.0] * 4, 5.0, 4.0, 3.0, 2.0], dtype=torch.float64))
     drawn = (one.sample(50, generator_for("cpu", "warm-up")) for one in (sampler, parts.t_sampler("stratified")))
     torch.testing.assert_close(*drawn, rtol=1e-12, atol=0)
-    sampler.observe(torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64))
+    sampler.observe(torch.tensor([0.0, 0.0, 0.0, 1.0] * 3, dtype=torch.float64))
     assert float(sampler.sample(50, generator_for("cpu", "warm-up"))[1].std()) > 0
 
 
@@ -196,28 +196,53 @@ class ObservesTheWeight(Learned):
         return super().statistics(t, torch.ones_like(weight), loss, scored)
 
 
-def second_moment(sampler: TimeSampler, num_steps: int) -> float:
-    """That of weight * f, of independent noisy f ~ exp(-8 t), once `num_steps` steps have been observed."""
+LEARNER = {"eps": 0.0, "num_bins": 32, "floor": 0.05, "decay": 0.99, "warmup_draws": 10}
 
-    def losses(num: int, *key: int | str) -> tuple[Tensor, Tensor, Tensor]:
-        t, weight = sampler.sample(num, generator_for("cpu", *key))
-        noise = torch.randn(num, dtype=torch.float64, generator=generator_for("cpu", "noise", *key))
-        return t, weight, weight * torch.exp(0.5 * noise - 8.0 * t)
 
-    for step in range(num_steps):
-        t, weight, loss = losses(64, "step", step)
-        scored = torch.ones(64, 1, dtype=torch.bool)
-        sampler.observe(sampler.statistics(t, weight, loss[:, None], scored))
-    return float((losses(200_000, "measured")[2] ** 2).mean())
+def noisy_losses(sampler: TimeSampler, num: int, *key: int | str, mean: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(t, weight, weight * f) of draws with f = mean + exp(-8 t) * noise, the noise of mean 0 and variance 1."""
+    t, weight = sampler.sample(num, generator_for("cpu", *key))
+    noise = torch.randn(num, dtype=torch.float64, generator=generator_for("cpu", "noise", *key))
+    return t, weight, weight * (mean + torch.exp(-8.0 * t) * noise)
+
+
+def taught_noisily(sampler: Learned, mean: float) -> Learned:
+    """The sampler once it has seen 400 steps of them."""
+    for step in range(400):
+        t, weight, loss = noisy_losses(sampler, 64, "step", step, mean=mean)
+        sampler.observe(sampler.statistics(t, weight, loss[:, None], torch.ones(64, 1, dtype=torch.bool)))
+    return sampler
+
+
+def second_moment(sampler: TimeSampler) -> float:
+    return float((noisy_losses(sampler, 200_000, "measured", mean=0.0)[2] ** 2).mean())
 
 
 def test_learned_is_near_the_least_variance():
-    """No density has a second moment below (integral of sqrt(E[f^2 | t]))^2 = e^0.5 ((1 - e^-8) / 8)^2."""
-    least = torch.tensor(0.5).exp().item() * ((1 - torch.tensor(-8.0).exp().item()) / 8) ** 2
-    keywords = {"eps": 0.0, "num_bins": 32, "floor": 0.05, "decay": 0.99, "warmup_draws": 10}
-    assert second_moment(Learned(**keywords), num_steps=0) > 3.9 * least
-    assert least < second_moment(Learned(**keywords), num_steps=400) < 1.08 * least
-    assert second_moment(ObservesTheWeight(**keywords), num_steps=400) > 1.2 * least
+    """No density has a second moment below (integral of sqrt(E[f^2 | t]))^2 = ((1 - e^-8) / 8)^2."""
+    least = ((1 - torch.tensor(-8.0).exp().item()) / 8) ** 2
+    assert second_moment(Learned(**LEARNER, centred=False)) > 3.9 * least
+    for centred in (False, True):  # the same where the mean is 0
+        learned = taught_noisily(Learned(**LEARNER, centred=centred), mean=0.0)
+        assert least < second_moment(learned) < 1.08 * least
+    assert second_moment(taught_noisily(ObservesTheWeight(**LEARNER, centred=False), mean=0.0)) > 1.2 * least
+
+
+def test_centred_is_near_the_least_variance_of_strata():
+    """A mean that does not move with t hides the spread from the root mean square; strata take it out of the variance.
+
+    Of n draws that is then (integral of sqrt(Var[f | t]))^2 / n at the least, by Neyman's allocation; n is large here,
+    because a cell in which the density jumps sees the mean again.
+    """
+    least = ((1 - torch.tensor(-8.0).exp().item()) / 8) ** 2
+
+    def variance(centred: bool) -> float:
+        sampler = taught_noisily(Learned(**LEARNER, centred=centred), mean=1.0)
+        draws = [noisy_losses(sampler, 4096, "measured", step, mean=1.0)[2].mean() for step in range(2_000)]
+        return 4096 * float(torch.stack(draws).var())
+
+    assert 0.9 * least < variance(True) < 1.25 * least
+    assert variance(False) > 2 * least
 
 
 def test_learned_observes_the_integrand_alone():
@@ -226,7 +251,7 @@ def test_learned_observes_the_integrand_alone():
     t = torch.tensor([0.1, 0.6, 0.7, 0.9], dtype=torch.float64)
     scored = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]]).bool()
     integrand = torch.tensor([2.0, 3.0, 0.0, 5.0], dtype=torch.float64)
-    expected = torch.tensor([1.0, 2.0, 4.0, 9.0 + 25.0], dtype=torch.float64)
+    expected = torch.tensor([1.0, 2.0, 2.0, 3.0 + 5.0, 4.0, 9.0 + 25.0], dtype=torch.float64)
     for weight in (torch.ones(4, dtype=torch.float64), torch.tensor([0.5, 2.0, 1.0, 10.0], dtype=torch.float64)):
         loss = scored * (weight * integrand)[:, None]
         torch.testing.assert_close(sampler.statistics(t, weight, loss, scored), expected, rtol=1e-12, atol=0)
@@ -238,14 +263,18 @@ def test_learned_observes_the_integrand_alone():
         torch.testing.assert_close(sampler.statistics(*blocks, *whole), expected, rtol=1e-12, atol=0)
 
 
-def test_learned_averages_over_the_steps_that_drew_from_a_bin():
-    sampler = Learned(eps=0.0, num_bins=2, floor=0.5, decay=0.5, warmup_draws=2)
-    for counts, squares in (([1, 2], [4.0, 2.0]), ([0, 3], [0.0, 3.0]), ([1, 0], [16.0, 0.0])):
-        sampler.observe(torch.tensor([*counts, *squares], dtype=torch.float64))
-    root = [((2.0 + 16.0) / (0.5 + 1.0)) ** 0.5, ((1.0 + 3.0) / (1.0 + 3.0)) ** 0.5]
+@pytest.mark.parametrize("centred", [False, True])
+def test_learned_averages_over_the_steps_that_drew_from_a_bin(centred):
+    sampler = Learned(eps=0.0, num_bins=2, floor=0.5, decay=0.5, warmup_draws=2, centred=centred)
+    steps = [([1, 2], [2.0, 1.0], [4.0, 2.0]), ([0, 3], [0.0, 2.5], [0.0, 3.0]), ([1, 0], [4.0, 0.0], [16.0, 0.0])]
+    for sums in steps:
+        sampler.observe(torch.tensor(sums, dtype=torch.float64).flatten())
+    square = [(2.0 + 16.0) / (0.5 + 1.0), (1.0 + 3.0) / (1.0 + 3.0)]
+    mean = [(1.0 + 4.0) / (0.5 + 1.0), (0.5 + 2.5) / (1.0 + 3.0)] if centred else [0.0, 0.0]
+    root = [(one - other**2) ** 0.5 for one, other in zip(square, mean, strict=True)]
     expected = [0.25 + 0.5 * one / sum(root) for one in root]
     assert sampler.probabilities.tolist() == pytest.approx(expected)
-    sampler.observe(torch.tensor([1.0, 1.0, float("inf"), float("nan")], dtype=torch.float64))
+    sampler.observe(torch.tensor([1.0, 1.0, 1.0, 1.0, float("inf"), float("nan")], dtype=torch.float64))
     assert sampler.probabilities.tolist() == pytest.approx(expected)
 
 

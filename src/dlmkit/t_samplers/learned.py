@@ -11,29 +11,32 @@ class Learned(TimeSampler):
 
     With density g, one draw's estimate f / g of the integral of f has the second moment E[f^2 / g], which is least at
     g ~ sqrt(E[f^2 | t]). Here f is the loss per scored token of a sequence (or of a block, where each has its own t)
-    without the weight 1 / g. The density is bounded below, the weights are exactly 1 / g and the draws are stratified
-    through the inverse of the cumulative density, so that the mean is the integral whatever has been learned. Until
-    every bin has had `warmup_draws` draws the density is uniform.
+    without the weight 1 / g. Strata of a smooth mean leave only E[Var[f | t] / g] of the variance, which is least at
+    g ~ sqrt(Var[f | t]): that is `centred`, Neyman's allocation.
+
+    The density is bounded below, the weights are exactly 1 / g and the draws are stratified through the inverse of the
+    cumulative density, so that the mean is the integral whatever has been learned. Until every bin has had
+    `warmup_draws` draws the density is uniform.
+
+    Both are about the variance of the loss, of which the gradient's is another matter: for the masked bound under a
+    linear schedule the first lowers it little and the second much (docs/architecture.md has the numbers).
 
     Source: arXiv 2102.09672 (Improved DDPM), section 3.3, which has a probability for each of T discrete times and
-    keeps the last ten losses of each.
-
-    What this minimises is the second moment of the loss for independent draws. Strata remove the part of the variance
-    that a smooth mean over t makes, and the gradient's variance is another integral: see docs/architecture.md for what
-    is left.
+    keeps the last ten losses of each; not `centred`.
 
     Args:
         eps: smallest t; the integral over [0, eps] is left out of the training loss.
         num_bins: bins of the density, at least 1.
         floor: share of the draws that stays uniform, in (0, 1]: no weight is above 1 / floor.
-        decay: of a bin's mean square at each optimizer step that draws from it, in [0, 1).
+        decay: of a bin's averages at each optimizer step that draws from it, in [0, 1).
         warmup_draws: draws that each bin must have had before the density is used, at least 1.
+        centred: take the standard deviation of a bin's losses in place of their root mean square.
 
     Raises:
         ValueError: a value outside of its range.
     """
 
-    def __init__(self, eps: float, num_bins: int, floor: float, decay: float, warmup_draws: int) -> None:
+    def __init__(self, eps: float, num_bins: int, floor: float, decay: float, warmup_draws: int, centred: bool) -> None:
         check_eps(eps)
         if num_bins < 1:
             raise ValueError(f"num_bins {num_bins} is below 1: give the number of bins, such as 32")
@@ -48,9 +51,9 @@ class Learned(TimeSampler):
         self.floor = floor
         self.decay = decay
         self.warmup_draws = warmup_draws
+        self.centred = centred
         self.drawn = torch.zeros(num_bins, dtype=torch.float64)  # in all
-        self.count = torch.zeros(num_bins, dtype=torch.float64)  # averaged, as the sum of squares is
-        self.square = torch.zeros(num_bins, dtype=torch.float64)
+        self.sums = torch.zeros(3, num_bins, dtype=torch.float64)  # averaged: draws, losses, squared losses
 
     @property
     def probabilities(self) -> Tensor:
@@ -58,7 +61,9 @@ class Learned(TimeSampler):
         uniform = torch.full((self.num_bins,), 1.0 / self.num_bins, dtype=torch.float64)
         if self.drawn.min() < self.warmup_draws:
             return uniform
-        root = (self.square / self.count).sqrt()
+        count, loss, square = self.sums
+        variance = (square / count - (loss / count) ** 2).clamp_min(0.0)
+        root = (variance if self.centred else square / count).sqrt()
         total = root.sum()
         return uniform if total == 0 else (1.0 - self.floor) * root / total + self.floor * uniform
 
@@ -73,7 +78,7 @@ class Learned(TimeSampler):
         return t, length / (self.num_bins * probabilities[bins])
 
     def statistics(self, t: Tensor, weight: Tensor, loss: Tensor, scored: Tensor) -> Tensor:
-        """Return [2 * num_bins]: draws in each bin, and the sum of their squared losses per scored token."""
+        """Return [3 * num_bins]: draws in each bin, sums of their losses per scored token, and of the squares."""
         parts = (t.numel(), -1)
         num_scored = scored.reshape(parts).sum(-1)
         total = loss.detach().double().reshape(parts).sum(-1)
@@ -81,20 +86,19 @@ class Learned(TimeSampler):
         share = (t.flatten().cpu() - self.eps) / (1.0 - self.eps)
         bins = (torch.ceil(share * self.num_bins).long() - 1).clamp(0, self.num_bins - 1)
         seen = (num_scored > 0).double().cpu()  # what has no scored token has no loss either
-        sums = torch.zeros(2, self.num_bins, dtype=torch.float64)
-        return sums.index_add_(1, bins, torch.stack([seen, seen * integrand**2])).flatten()
+        sums = torch.zeros(3, self.num_bins, dtype=torch.float64)
+        return sums.index_add_(1, bins, torch.stack([seen, integrand, integrand**2])).flatten()
 
     def observe(self, statistics: Tensor) -> None:
         """Average what the step has seen into the bins that it drew from; a sum that overflowed is left out."""
-        count, square = statistics.view(2, -1)
-        fresh = (count > 0) & square.isfinite()
-        self.drawn = torch.where(fresh, self.drawn + count, self.drawn)
-        self.count = torch.where(fresh, self.decay * self.count + count, self.count)
-        self.square = torch.where(fresh, self.decay * self.square + square, self.square)
+        sums = statistics.view(3, self.num_bins)
+        fresh = (sums[0] > 0) & sums.isfinite().all(0)
+        self.drawn = torch.where(fresh, self.drawn + sums[0], self.drawn)
+        self.sums = torch.where(fresh, self.decay * self.sums + sums, self.sums)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts and sums of the bins."""
-        return {"drawn": self.drawn, "count": self.count, "square": self.square}
+        """Return the draws and the averages of the bins."""
+        return {"drawn": self.drawn, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put them back.
@@ -108,4 +112,4 @@ class Learned(TimeSampler):
             raise ValueError(
                 f"t_sampler.num_bins {self.num_bins} is not the {len(state['drawn'])} of the checkpoint: set it to that"
             )
-        self.drawn, self.count, self.square = state["drawn"], state["count"], state["square"]
+        self.drawn, self.sums = state["drawn"], state["sums"]
