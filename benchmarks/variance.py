@@ -6,6 +6,10 @@ A tiny network is trained a little on a Markov chain. Then its loss and gradient
 drawn again and again, in each way: what varies is times and masks alone. A draw costs one forward and backward pass
 over the batch, or one for each noisy copy that the process makes of a sequence. Ways are compared by variance times
 passes: as the mean of n draws has an n-th of the variance, this is the variance at equal compute. The means must agree.
+
+`learned` (and `learned_centred`, its option) has observed `LESSONS` other batches before it is measured, and nothing
+while it is: its density is fixed. Under the linear schedule `importance` is `stratified`.
+`clipped` is not here, because its mean is another one.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import argparse
 import datetime
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ from dlmkit.randomness import generator_for
 from dlmkit.schedules.linear import Linear
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.t_samplers.iid import IID
+from dlmkit.t_samplers.importance import Importance
+from dlmkit.t_samplers.learned import Learned
 from dlmkit.t_samplers.offset_grid import OffsetGrid
 from dlmkit.t_samplers.stratified import Stratified
 from dlmkit.types import Batch, Noised
@@ -39,11 +45,16 @@ from dlmkit.types import Batch, Noised
 VOCAB, MASK, LENGTH, BATCH, EPS = 33, 32, 64, 16, 1e-3
 GROUPS = 8
 """Independent parts of the draws, whose spread gives the standard errors."""
+LESSONS = 300
+"""Batches of other texts that a time sampler may learn from before it is measured."""
 
-T_SAMPLERS: dict[str, TimeSampler] = {
-    "iid": IID(EPS),
-    "stratified": Stratified(EPS),
-    "offset_grid": OffsetGrid(EPS),
+T_SAMPLERS: dict[str, Callable[[], TimeSampler]] = {
+    "iid": lambda: IID(EPS),
+    "stratified": lambda: Stratified(EPS),
+    "offset_grid": lambda: OffsetGrid(EPS),
+    "importance": lambda: Importance(Linear(), EPS),
+    "learned": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10, centred=False),
+    "learned_centred": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10, centred=True),
 }
 PROCESSES: dict[str, Absorbing] = {
     "absorbing": Absorbing(Linear(), VOCAB, MASK),
@@ -63,14 +74,16 @@ def texts(num: int, seed: int) -> Tensor:
     return torch.stack(tokens, dim=1)
 
 
-def loss_of(backbone: DiT, x_0: Tensor, way: tuple[str, str], key: int) -> Tensor:
-    """Return one draw of the loss, nats per token of the batch [G, L]."""
-    t, weight = T_SAMPLERS[way[0]].sample(len(x_0), generator_for("cpu", "t", key))
+def losses_of(
+    backbone: DiT, x_0: Tensor, t_sampler: TimeSampler, process: Absorbing, key: int | str
+) -> tuple[Tensor, Tensor]:
+    """Return one draw of the losses [G, L], nats, and the statistics that the time sampler may learn from."""
+    t, weight = t_sampler.sample(len(x_0), generator_for("cpu", "t", key))
     batch = Batch(x_0, torch.ones_like(x_0, dtype=torch.bool))
-    process = PROCESSES[way[1]]
-    rows, x_t, t, weight = training_copies(process, batch, t, weight, range(len(x_0)), "noise", key)
-    loss = Masked()(backbone(x_t, t), Noised(rows.tokens, x_t, t, rows.scored, weight), process).loss
-    return loss.sum() / x_0.numel()
+    rows, x_t, times, weights = training_copies(process, batch, t, weight, range(len(x_0)), "noise", key)
+    loss = Masked()(backbone(x_t, times), Noised(rows.tokens, x_t, times, rows.scored, weights), process).loss
+    loss = loss.view(-1, *x_0.shape).sum(0)  # over the copies of a sequence
+    return loss, t_sampler.statistics(t, weight, loss, batch.scored)
 
 
 def trained(num_steps: int) -> DiT:
@@ -80,16 +93,29 @@ def trained(num_steps: int) -> DiT:
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=2e-3)
     for step in range(num_steps):
         optimizer.zero_grad()
-        loss_of(backbone, texts(BATCH, step), PLAIN, step).backward()
+        losses, _ = losses_of(backbone, texts(BATCH, step), T_SAMPLERS[PLAIN[0]](), PROCESSES[PLAIN[1]], step)
+        (losses.sum() / losses.numel()).backward()
         optimizer.step()
     return backbone
 
 
+def taught(backbone: DiT, way: tuple[str, str]) -> TimeSampler:
+    """Return the time sampler of that way, which has observed batches that are neither trained on nor measured."""
+    t_sampler = T_SAMPLERS[way[0]]()
+    for lesson in range(LESSONS if isinstance(t_sampler, Learned) else 0):
+        with torch.no_grad():
+            x_0 = texts(BATCH, 1_000_000 + lesson)
+            _, seen = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], f"lesson {lesson}")
+        t_sampler.observe(seen)
+    return t_sampler
+
+
 def draws(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> Iterator[tuple[float, Tensor]]:
     """Yield (loss, gradient as one vector) of `num` draws; keys are not those of the training."""
-    parameters = list(backbone.parameters())
+    parameters, t_sampler = list(backbone.parameters()), taught(backbone, way)
     for key in range(num):
-        loss = loss_of(backbone, x_0, way, -1 - key)
+        losses, _ = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], -1 - key)
+        loss = losses.sum() / losses.numel()
         gradient = torch.autograd.grad(loss, parameters)
         yield float(loss.detach()), torch.cat([one.flatten() for one in gradient]).double()
 

@@ -67,7 +67,7 @@ class DiffusionLM(pl.LightningModule):
         self.ar_weight = ar_weight
         self.seed = seed
         self.likelihood = LikelihoodMetric()
-        self.counts = torch.zeros(2, dtype=torch.float64)  # scored tokens, positions; since the last optimizer step
+        self.counts = torch.zeros((), dtype=torch.float64)  # scored tokens, positions, statistics of t; of this step
 
     def configure_model(self) -> None:
         """Split the network over devices where the strategy is lightning's ModelParallelStrategy."""
@@ -82,13 +82,15 @@ class DiffusionLM(pl.LightningModule):
         """Return this micro-batch's share of the loss per scored token of the global batch."""
         batch = self._scorable(batch)
         micro = batch_idx % self.trainer.accumulate_grad_batches
-        t, weight, places = self._times(batch, micro)
-        key = (self.seed, "noise", self.global_step)
+        drawn, weight, places = self._times(batch, micro)
+        t, key = self.objective.noise_time(drawn), (self.seed, "noise", self.global_step)
         token_loss = self.token_loss(*training_copies(self.process, batch, t, weight, places, *key))
         num_scored = batch.scored.sum()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.
-        self.counts += torch.stack([num_scored, torch.full_like(num_scored, batch.scored.numel())]).cpu()
+        per_token = token_loss.loss.view(-1, *batch.tokens.shape).sum(0)  # over the copies of a block
+        seen = self.t_sampler.statistics(drawn, weight, per_token, batch.scored)
+        self.counts = self.counts + torch.cat([torch.tensor([int(num_scored), batch.scored.numel()]), seen])
         for name, value in (("loss", token_loss.loss.detach()), ("nll", token_loss.nll)):
             self.log(f"train/{name}", value.sum() / num_scored.clamp_min(1), prog_bar=name == "loss")
         loss = token_loss.loss.sum()
@@ -103,7 +105,8 @@ class DiffusionLM(pl.LightningModule):
         counts = self.trainer.strategy.reduce(self.counts.to(self.device), reduce_op="sum")
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, float(counts[1] / counts[0].clamp_min(1.0)))  # 0 where nothing is scored
-        self.counts.zero_()
+        self.t_sampler.observe(counts[2:].cpu())
+        self.counts = torch.zeros_like(self.counts)
         self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -133,13 +136,15 @@ class DiffusionLM(pl.LightningModule):
         return self.objective(prediction, Noised(batch.tokens, x_t, t, batch.scored, weight), self.process)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out weights that were never trained and come from a pretrained model (adapters)."""
+        """Leave out pretrained weights that were never trained (adapters); add what the time sampler has learned."""
+        checkpoint["t_sampler"] = self.t_sampler.state_dict()
         kept = {f"backbone.{name}" for name in self.backbone.weights_to_save()}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key in kept or "backbone." not in key}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put back what was left out."""
+        """Put back what was left out, and what the time sampler had learned."""
+        self.t_sampler.load_state_dict(checkpoint.get("t_sampler", {}))
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -166,6 +171,6 @@ class DiffusionLM(pl.LightningModule):
         accumulate, (rank, world) = self.trainer.accumulate_grad_batches, shard_of(self.trainer)
         size, num_parts = len(batch) * accumulate * world, self.objective.num_times(batch.tokens.shape[1])
         t, weight = self.t_sampler.sample(size * num_parts, generator_for("cpu", self.seed, "t", self.global_step))
-        t, weight = by_sequence(self.objective.noise_time(t), num_parts), by_sequence(weight, num_parts)
+        t, weight = by_sequence(t, num_parts), by_sequence(weight, num_parts)
         places = list(range(micro * world + rank, size, accumulate * world))
         return t[places].to(self.device), weight[places].to(self.device), places

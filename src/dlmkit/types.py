@@ -48,7 +48,7 @@ class Noised:
         t: time, float64 [B], in [0, 1]; or [B, K], where each of the K equal blocks of a sequence has its own.
         scored: bool [B, L], positions that noise may touch and the loss counts.
         weight: float64, like t: 1 / density of the time sampler at t, so that the mean over draws of ``weight * f(t)``
-            is the integral of f over [0, 1].
+            is the integral of f over [0, 1], or over the range that the time sampler covers.
     """
 
     x_0: Tensor

@@ -146,7 +146,7 @@ def test_a_class_by_its_import_path(mine, capsys):
             "exact predictor: bound = -log p(x)",
             "nll is p_mask = ",
         ),
-        (["t_sampler=my_checked_parts.Early"], "weight of each tenth of [0, 1]", "the length of"),
+        (["t_sampler=my_checked_parts.Early"], "weight of each tenth of the range", "the length of"),
         (["backbone=my_checked_parts.ReadsAcross", "backbone.width=8"], "documents do not leak", "another document"),
         (["sampler=my_checked_parts.Greedy", "process=absorbing"], "samples have the data's distribution", "frequency"),
     ],

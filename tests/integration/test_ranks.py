@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
+from dlmkit.module import DiffusionLM
+from laws import parts
 from laws.toy_training import assert_same, by_hand, module, trained
-from toy_runs import TOKENS, TOY, curve, summary, weights
+from toy_runs import TOKENS, TOY, checkpoint, curve, summary, weights
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -29,6 +31,18 @@ def test_two_ranks_take_the_step_of_one(objective, process, micro_batch_size, ac
         module(objective, process), micro_batch_size, accumulate, num_steps=2, devices=2, strategy="ddp_fork"
     )
     assert_same(split, by_hand(module(objective, process), num_steps=2))
+
+
+def test_two_ranks_learn_one_density_of_t():
+    """The second step's times, on both ranks, follow the losses of the first on both ranks."""
+
+    def learning() -> DiffusionLM:
+        return module("masked", "absorbing", t_sampler=parts.t_sampler("learned", num_bins=4, warmup_draws=2))
+
+    reference = by_hand(learning(), num_steps=2)
+    assert_same(trained(learning(), 2, 2, num_steps=2, devices=2, strategy="ddp_fork"), reference)
+    with pytest.raises(AssertionError):
+        assert_same(by_hand(module("masked", "absorbing"), num_steps=2), reference)
 
 
 def test_the_command_line_starts_the_other_ranks_itself(tmp_path):
@@ -55,7 +69,15 @@ def test_the_command_line_starts_the_other_ranks_itself(tmp_path):
 
 def test_a_network_split_over_two_processes_trains_as_a_whole_one(tmp_path):
     """FSDP2 (on CPUs with gloo): the same losses, gradient norms, weights and bound as one process."""
-    run = [*TOY, "family=absorbing", "optimizer.lr=1e-2", f"budget.tokens={3 * TOKENS}", "trainer.accelerator=cpu"]
+    times = ["t_sampler=learned", "t_sampler.num_bins=2", "t_sampler.warmup_draws=1"]
+    run = [
+        *TOY,
+        "family=absorbing",
+        *times,
+        "optimizer.lr=1e-2",
+        f"budget.tokens={3 * TOKENS}",
+        "trainer.accelerator=cpu",
+    ]
     sizes = "data_parallel_size: 2, tensor_parallel_size: 1, save_distributed_checkpoint: false"
     split = f"{{_target_: lightning.pytorch.strategies.ModelParallelStrategy, {sizes}}}"
     for name, options in (("one", []), ("two", ["trainer.devices=2", f"trainer.strategy={split}"])):
@@ -65,5 +87,6 @@ def test_a_network_split_over_two_processes_trains_as_a_whole_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert summary(two)["val_nll"] == pytest.approx(summary(one)["val_nll"], rel=1e-5)
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(checkpoint(two)["t_sampler"], checkpoint(one)["t_sampler"], rtol=1e-3, atol=0)
     for (_, split_norm), (_, norm) in zip(curve(two, "train/grad_norm"), curve(one, "train/grad_norm"), strict=True):
         assert split_norm == pytest.approx(norm, rel=1e-4)

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dlmkit.t_samplers.learned import Learned
 from toy_runs import TOY, checkpoint, curve, dlmkit, metrics, stop_at, summary, train, trained, weights
 
 STEPS = 6  # validated and saved after 2, 4 and 6
 CLOCKS = ("train/time", "train/device/", "epoch")
+
+LEARNED = ["t_sampler=learned", "t_sampler.num_bins=4", "t_sampler.warmup_draws=2"]
 
 # What is particular about a run, and where it is interrupted: (step, hook).
 RUNS = {
@@ -20,6 +23,9 @@ RUNS = {
     "complementary": ["family=absorbing", "process=absorbing_complementary"],
     "ar": ["family=ar"],
     "block": ["family=block", "objective.block_size=2"],
+    "clipped": ["family=block", "objective.block_size=2", "t_sampler=clipped"],
+    "learned": ["family=absorbing", *LEARNED],
+    "learned blocks": ["family=block", "objective.block_size=2", *LEARNED],
 }
 STOPS = {
     "after a step": (3, "on_train_batch_end"),
@@ -63,7 +69,7 @@ def test_stop_in_the_final_validation() -> None:
 
 
 def assert_same_end(whole: Path, parts: Path) -> None:
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "t_sampler"):
         torch.testing.assert_close(
             checkpoint(parts)[key], checkpoint(whole)[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}"
         )
@@ -71,6 +77,17 @@ def assert_same_end(whole: Path, parts: Path) -> None:
     same = ("val_nll", "val_nll_stderr", "steps", "tokens_seen", "total_flops", "status")
     assert {key: summary(parts)[key] for key in same} == {key: summary(whole)[key] for key in same}
     assert summary(parts)["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("run", ["learned", "learned blocks"])
+def test_what_was_learned_of_t_matters_after_resuming(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that forgot it would end elsewhere: the case above can fail."""
+    whole = trained("whole", *RUNS[run], steps=STEPS)
+    assert train("parts", *RUNS[run], stop_at(*STOPS["before a step"]), steps=STEPS).code == 130
+    monkeypatch.setattr(Learned, "load_state_dict", lambda self, state: None)
+    trained("parts", *RUNS[run], "if_exists=resume", steps=STEPS)
+    with pytest.raises(AssertionError):
+        assert_same_end(whole, Path("parts"))
 
 
 def without_clocks(run_dir: Path) -> list[dict[str, str]]:

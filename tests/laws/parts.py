@@ -52,8 +52,8 @@ def build(
         raise (error.__cause__ or error) from None
 
 
-def takes_schedule(group: str, name: str) -> bool:
-    return "schedule" in OmegaConf.load(CONF / group / f"{name}.yaml")
+def takes(group: str, name: str, key: str) -> bool:
+    return key in OmegaConf.load(CONF / group / f"{name}.yaml")
 
 
 def schedule(name: str) -> Schedule:
@@ -81,7 +81,7 @@ def with_schedules(group: str) -> list[tuple[str, str]]:
     return [
         (name, schedule)
         for name in names(group)
-        for schedule in (names("schedule") if takes_schedule(group, name) else ["linear"])
+        for schedule in (names("schedule") if takes(group, name, "schedule") else ["linear"])
     ]
 
 

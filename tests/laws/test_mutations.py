@@ -39,8 +39,10 @@ from dlmkit.schedules.cosine_mdlm import CosineMDLM
 from dlmkit.schedules.linear import Linear
 from dlmkit.schedules.log_linear import LogLinear
 from dlmkit.t_samplers.base import stretch
+from dlmkit.t_samplers.clipped import Clipped
 from dlmkit.t_samplers.iid import IID
 from dlmkit.t_samplers.importance import Importance
+from dlmkit.t_samplers.learned import Learned
 from dlmkit.t_samplers.stratified import Stratified
 from dlmkit.types import Context, TokenLoss
 from laws.parts import MASK_ID, VOCAB_SIZE
@@ -518,6 +520,59 @@ class DrawsInFloat32(IID):
         return t.float(), weight.float()
 
 
+class ClipsInSilence(Clipped):
+    """A range left out, and nothing said about it."""
+
+    def __init__(self, schedule, low, high):
+        super().__init__(schedule, low, high)
+        self.covers = (0.0, 1.0)
+
+
+class ClipsMoreThanItSays(Clipped):
+    def sample(self, num, generator):
+        return Clipped(self.schedule, self.low + 0.02, self.high).sample(num, generator)
+
+
+class ClipsAsIfItWereAll(Clipped):
+    """The weight of draws from all of [0, 1]: the mean over the range in place of the integral."""
+
+    def sample(self, num, generator):
+        t, weight = super().sample(num, generator)
+        return t, weight / (self.high - self.low)
+
+
+class CoversNothing(IID):
+    covers = (0.5, 0.5)
+
+
+class ForgetsItsDensity(Learned):
+    """Draws as it has learned to, weighs as if it had not."""
+
+    def sample(self, num, generator):
+        t, _ = super().sample(num, generator)
+        return t, torch.full_like(t, 1.0 - self.eps)
+
+
+class SkipsTheQuietBins(Learned):
+    """No floor: what has little loss is never drawn again."""
+
+    @property
+    def probabilities(self):
+        loud = super().probabilities
+        loud = torch.where(loud < loud.mean() * 0.999, 0.0, loud)
+        return loud / loud.sum()
+
+
+class DrawsWhatIsQuiet(Learned):
+    """The density upside down: unbiased, and worse than uniform."""
+
+    @property
+    def probabilities(self):
+        quiet = 1 / super().probabilities
+        return quiet / quiet.sum()
+
+
+LEARNER = (1e-3, 16, 0.1, 0.9, 4, False)
 T_SAMPLERS = [
     (ForgetsWhatEpsLeavesOut(0.3), {"law_mean_is_the_integral"}),
     (DensityNotItsInverse(CosineMDLM(1e-3), 1e-3), {"law_mean_is_the_integral", "law_covers_the_range"}),
@@ -526,7 +581,20 @@ T_SAMPLERS = [
     (SquaresTheTimes(1e-3), {"law_mean_is_the_integral", "law_covers_the_range"}),
     (ReachesZero(1e-3), {"law_draws"}),
     (DrawsInFloat32(1e-3), {"law_draws"}),
+    (ClipsInSilence(Linear(), 0.3, 0.8), {"law_mean_is_the_integral", "law_covers_the_range"}),
+    (ClipsInSilence(Linear(), 0.02, 1.0), {"law_covers_the_range"}),
+    (ClipsMoreThanItSays(Linear(), 0.3, 0.8), {"law_covers_the_range"}),
+    (ClipsAsIfItWereAll(Linear(), 0.3, 0.8), {"law_mean_is_the_integral", "law_covers_the_range"}),
+    (CoversNothing(1e-3), {"law_covers_the_range"}),
+    (ForgetsItsDensity(*LEARNER), {"law_learning_moves_no_mean"}),
+    (SkipsTheQuietBins(*LEARNER), {"law_learning_moves_no_mean"}),
+    (DrawsWhatIsQuiet(*LEARNER), {"law_learning_moves_no_mean"}),
 ]
+
+
+@pytest.mark.parametrize("right", [Clipped(Linear(), 0.3, 0.8), Learned(*LEARNER)], ids=named)
+def test_a_right_t_sampler_passes(right):
+    assert caught(t_samplers.LAWS, right) == set()
 
 
 @pytest.mark.parametrize(("mutant", "by"), T_SAMPLERS, ids=named)

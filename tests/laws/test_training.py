@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dlmkit.randomness import generator_for
+from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.types import Batch, Noised
 from laws import parts
 from laws.enumeration import Source, nodes, noised_everywhere
@@ -35,6 +36,24 @@ def test_a_step_is_the_gradient_by_hand(objective, process, micro_batch_size, ac
     reference = by_hand(module(objective, process), num_steps=2)
     assert_same(mine, reference)
     assert max(float((one - other).abs().max()) for one, other in zip(before, reference, strict=True)) > 0.01
+
+
+def learner() -> TimeSampler:
+    """Warm after one step of G = 8 draws, two in each bin."""
+    return parts.t_sampler("learned", num_bins=4, warmup_draws=2, floor=0.1)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), SPLITS)
+@pytest.mark.parametrize(("objective", "process"), [("masked", "absorbing"), ("discrete", "uniform")])
+def test_what_is_learned_of_t_is_that_of_the_global_batch(objective, process, micro_batch_size, accumulate):
+    """The second step's times follow the losses of the first, at the drawn times, however the step was split."""
+    ways = [module(objective, process, t_sampler=learner()) for _ in range(2)]
+    assert_same(trained(ways[0], micro_batch_size, accumulate, num_steps=2), by_hand(ways[1], num_steps=2))
+    torch.testing.assert_close(ways[0].t_sampler.state_dict(), ways[1].t_sampler.state_dict(), rtol=1e-4, atol=0)
+    assert float(ways[1].t_sampler.probabilities.max()) > 0.3
+    plain = by_hand(module(objective, process), num_steps=2)
+    with pytest.raises(AssertionError):
+        assert_same(weights(ways[0]), plain)
 
 
 @pytest.mark.parametrize(("objective", "process"), [("masked", "absorbing"), ("autoregressive", "none")])
@@ -68,7 +87,7 @@ def test_mean_training_loss_is_the_bound(objective, process, t_sampler):
     """Noise, times, network and objective together: the mean over draws is the integral by enumeration.
 
     Within 5 standard errors. Both leave out t < 0.05, where rare jumps that cost 1 / t make the variance of uniform
-    noise diverge.
+    noise diverge, and what the sampler says that it does not cover.
     """
     size, mask_id = 4, 1
     schedule, eps, num = "linear", 0.05, 20_000
@@ -82,12 +101,16 @@ def test_mean_training_loss_is_the_bound(objective, process, t_sampler):
     joint = torch.zeros(size, size, size, dtype=torch.float64)
     joint[tuple(x[0])] = 1.0
 
+    limits = {"eps": eps} if parts.takes("t_sampler", t_sampler, "eps") else {}
+    times = parts.t_sampler(t_sampler, schedule, **limits)
+
     with torch.no_grad():
-        top = float(noise.alpha(torch.tensor([eps], dtype=torch.float64)))
-        noised, share, _ = noised_everywhere(Source(joint), noise, nodes(noise, 48, top=top))
+        ends = torch.tensor([max(times.covers[0], limits.get("eps", 0.0)), times.covers[1]], dtype=torch.float64)
+        top, bottom = noise.alpha(ends).tolist()
+        noised, share, _ = noised_everywhere(Source(joint), noise, nodes(noise, 48, top, bottom))
         exact = float((share * bound(backbone(noised.x_t, noised.t), noised, noise).nll.double().sum(-1)).sum())
 
-        t, weight = parts.t_sampler(t_sampler, schedule, eps=eps).sample(num, generator_for("cpu", "t", objective))
+        t, weight = times.sample(num, generator_for("cpu", "t", objective))
         batch = Batch(x.expand(num, -1), torch.ones(num, 3, dtype=torch.bool))
         x_t = noise.corrupt(batch.tokens, t, batch.scored, generator_for("cpu", "mean"))
         result = bound(backbone(x_t, t), Noised(batch.tokens, x_t, t, batch.scored, weight), noise)

@@ -17,6 +17,7 @@ from dlmkit.backbones.hf import HFBackbone
 from dlmkit.data.order import TrainOrder
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
+from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.types import Batch, Noised
 from laws import parts
 
@@ -60,13 +61,19 @@ def constant(step: int) -> float:
     return 1.0
 
 
-def module(objective: str, process: str, bos: str = "prepend", schedule: str = "log_linear") -> DiffusionLM:
+def module(
+    objective: str,
+    process: str,
+    bos: str = "prepend",
+    schedule: str = "log_linear",
+    t_sampler: TimeSampler | None = None,
+) -> DiffusionLM:
     """A module whose optimizer is plain gradient descent with rate 1: a step's update is its gradient."""
     return DiffusionLM(
         backbone=tiny_gpt2(causal=objective == "autoregressive", bos=bos),
         process=parts.process(process, schedule, vocab_size=V, mask_id=MASK),
         objective=parts.objective(objective),
-        t_sampler=parts.t_sampler("stratified", schedule),
+        t_sampler=t_sampler or parts.t_sampler("stratified", schedule),
         optimizer=partial(torch.optim.SGD, lr=1.0),
         lr_schedule=constant,  # type: ignore[arg-type]
         num_val_times=4,
@@ -154,9 +161,8 @@ def by_hand(model: DiffusionLM, num_steps: int = 1) -> list[Tensor]:
         tokens, scored = batch.tokens, batch.scored
         if not model.backbone.predicts_first:
             scored[:, 0] = False
-        t, weight = model.t_sampler.sample(G, generator_for("cpu", SEED, "t", step))
-        t = model.objective.noise_time(t)
-        times, weights_of = model.process.copies(t, weight)
+        drawn, weight = model.t_sampler.sample(G, generator_for("cpu", SEED, "t", step))
+        times, weights_of = model.process.copies(model.objective.noise_time(drawn), weight)
         rows = [
             model.process.corrupt_copies(
                 tokens[i, None], times[:, i, None], scored[i, None], generator_for("cpu", SEED, "noise", step, i)
@@ -164,10 +170,11 @@ def by_hand(model: DiffusionLM, num_steps: int = 1) -> list[Tensor]:
             for i in range(G)
         ]
         losses = [
-            model.objective(model.backbone(x_t, t), Noised(tokens, x_t, t, scored, weight), model.process).loss
-            for x_t, t, weight in zip(torch.cat(rows, dim=1), times, weights_of, strict=True)
+            model.objective(model.backbone(x_t, t), Noised(tokens, x_t, t, scored, w), model.process).loss
+            for x_t, t, w in zip(torch.cat(rows, dim=1), times, weights_of, strict=True)
         ]
         loss = torch.stack(losses).mean(0)
+        model.t_sampler.observe(model.t_sampler.statistics(drawn, weight, loss, scored))
         gradients = torch.autograd.grad(loss.sum() / scored.sum(), parameters, allow_unused=True)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):

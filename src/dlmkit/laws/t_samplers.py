@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import pairwise
 
 import torch
@@ -18,8 +19,17 @@ NUM_CELLS = 10
 LEFT_OUT = 0.01
 """Times that no sampler may leave out are those with more noise than this share (or later, without a schedule)."""
 
-SMOOTH = {"t^3": (lambda t: t**3, 1 / 4), "t^2 (1 - t)": (lambda t: t**2 * (1 - t), 1 / 12)}
-"""Functions that vanish at 0, where samplers leave out [0, eps], with their integrals over [0, 1]."""
+ROUNDING = 1e-9
+"""How far outside of its range a time may be, because an inverse was found by bisection."""
+
+NUM_LESSONS, LESSON = 100, 256
+"""Steps, and draws of each, from which a sampler that learns is taught."""
+
+SMOOTH = {
+    "t^3": (lambda t: t**3, lambda t: t**4 / 4),
+    "t^2 (1 - t)": (lambda t: t**2 * (1 - t), lambda t: t**3 / 3 - t**4 / 4),
+}
+"""Functions that vanish at 0, where samplers leave out [0, eps], with their antiderivatives."""
 
 
 def law_draws(sampler: TimeSampler) -> Iterator[Finding]:
@@ -39,20 +49,66 @@ def law_draws(sampler: TimeSampler) -> Iterator[Finding]:
 
 
 def law_mean_is_the_integral(sampler: TimeSampler) -> Iterator[Finding]:
-    """The mean of weight * f(t) is the integral of f over [0, 1]."""
+    """The mean of weight * f(t) is the integral of f over the range that the sampler says it covers."""
     t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "mean"))
-    for name, (function, integral) in SMOOTH.items():
-        yield _mean(f"mean of weight * {name}", weight * function(t), integral, "its integral over [0, 1]")
+    first, last = sampler.covers
+    for name, (function, antiderivative) in SMOOTH.items():
+        integral = antiderivative(last) - antiderivative(first)
+        what = f"its integral over [{first:.3g}, {last:.3g}]"
+        yield _mean(f"mean of weight * {name}", weight * function(t), integral, what)
 
 
 def law_covers_the_range(sampler: TimeSampler) -> Iterator[Finding]:
-    """Each tenth of the times weighs its own length, from where there is noise at all."""
+    """Each tenth of the range weighs its own length, from where there is noise at all, and nothing is outside of it."""
+    first, last = sampler.covers
+    ordered = f"covers is ({first:.3g}, {last:.3g}): give the range of t as 0 <= first < last <= 1"
+    yield holds("covers is a range of [0, 1]", 0 <= first < last <= 1, ordered)
     t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "cells"))
-    edges = torch.linspace(first_noisy_time(sampler), 1.0, NUM_CELLS + 1, dtype=torch.float64).tolist()
+    outside = ((t < first - ROUNDING) | (t > last + ROUNDING)).sum()
+    where = f"t ranges over [{t.min():.3g}, {t.max():.3g}], the sampler says that it covers [{first:.3g}, {last:.3g}]"
+    yield at_most("no t outside of the range", outside, 0.0, where)
+    start = max(first, first_noisy_time(sampler))
+    edges = torch.linspace(start, last, NUM_CELLS + 1, dtype=torch.float64).tolist()
     for left, right in pairwise(edges):
-        inside = (t >= left) & (t < right) if right < 1 else t >= left
+        inside = (t >= left) & (t < right) if right < last else t >= left
         what = f"the length of [{left:.3g}, {right:.3g}], which draws miss or weigh wrongly"
-        yield _mean("weight of each tenth of [0, 1]", weight * inside, right - left, what)
+        yield _mean("weight of each tenth of the range", weight * inside, right - left, what)
+
+
+def law_learning_moves_no_mean(sampler: TimeSampler) -> Iterator[Finding]:
+    """A sampler that learns keeps the laws when it has; what it has seen does not vary more than before."""
+    if not _statistics(sampler, *sampler.sample(1, generator_for("cpu", "lesson"))).numel():
+        return
+    learned = taught(sampler)
+    yield from law_mean_is_the_integral(learned)
+    yield from law_covers_the_range(learned)
+    before, after = (_second_moment(one) for one in (sampler, learned))
+    meaning = f"the second moment of what it was taught is {after:.5g} after it has learned, {before:.5g} before"
+    yield at_most("learning does not add variance", after / before, 1.05, meaning)
+
+
+def uneven(t: Tensor) -> Tensor:
+    """Return what a sampler is taught: a loss near 1 at small t that falls to a hundredth."""
+    return torch.exp(-8.0 * t) + 0.01
+
+
+def taught(sampler: TimeSampler) -> TimeSampler:
+    """Return a copy of the sampler that has learned from the uneven loss."""
+    learned = deepcopy(sampler)
+    for step in range(NUM_LESSONS):
+        t, weight = learned.sample(LESSON, generator_for("cpu", "lesson", step))
+        learned.observe(_statistics(learned, t, weight))
+    return learned
+
+
+def _statistics(sampler: TimeSampler, t: Tensor, weight: Tensor) -> Tensor:
+    loss = (weight * uneven(t))[:, None]
+    return sampler.statistics(t, weight, loss, torch.ones_like(loss, dtype=torch.bool))
+
+
+def _second_moment(sampler: TimeSampler) -> float:
+    t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "moment"))
+    return float(((weight * uneven(t)) ** 2).mean())
 
 
 def first_noisy_time(sampler: TimeSampler) -> float:
@@ -70,4 +126,4 @@ def _mean(law: str, terms: Tensor, integral: float, what: str) -> Finding:
     return at_most(law, abs(error), slack, meaning)
 
 
-LAWS = [law_draws, law_mean_is_the_integral, law_covers_the_range]
+LAWS = [law_draws, law_mean_is_the_integral, law_covers_the_range, law_learning_moves_no_mean]

@@ -18,7 +18,7 @@ class Block(Objective):
     Each block has a time of its own, and one pass over [x_t | x_0] predicts all of them. For block_size = 1 and
     absorbing noise a masked token is predicted from the clean ones before it, which is the exact autoregressive
     likelihood of that network; for block_size = L it is `within` itself. Source: arXiv 2503.09573 (BD3-LM), equation 8
-    and section 3.2. Its clipped noise schedules are not here: `nll` is the bound over all t.
+    and section 3.2. Its clipped noise schedules are a choice of times, `t_sampler=clipped`.
 
     Args:
         block_size: tokens per block, at least 1; the length is a multiple of it, or less than it (one block).

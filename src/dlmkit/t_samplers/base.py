@@ -14,12 +14,40 @@ class TimeSampler(ABC):
     Every rank draws the same vector from the same seed and takes every R-th entry of it, so that each sees the whole
     range of t and the union does not depend on how the batch is split.
 
-    Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over [0, 1].
+    Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over `covers`.
     """
+
+    covers: tuple[float, float] = (0.0, 1.0)
+    """The range of t that the mean is the integral over, up to an eps. One that is narrower than [0, 1] says that the
+    training loss is not the bound, on purpose; evaluation has times of its own and is the bound whatever this says."""
 
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return (t, weight), float64 [num]: t in (0, 1], weight = 1 / density at t."""
+
+    def statistics(self, t: Tensor, weight: Tensor, loss: Tensor, scored: Tensor) -> Tensor:
+        """Return what `observe` wants to know of a micro-batch, as sums: float64 [S] on the CPU, S = 0 for nothing.
+
+        Args:
+            t: times as they were drawn, [B], or [B, K] where each of K equal parts of a sequence has its own.
+            weight: like t, as drawn with it; `loss` contains it as a factor.
+            loss: of each token, nats, [B, L], zero where nothing is scored.
+            scored: bool [B, L].
+        """
+        return torch.zeros(0, dtype=torch.float64)
+
+    def observe(self, statistics: Tensor) -> None:  # noqa: B027 (most samplers learn nothing)
+        """Learn from `statistics` [S], added up over all ranks and accumulation steps; once per optimizer step.
+
+        Between two calls, `sample` depends on its arguments alone.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what was learned, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Put back what `state_dict` returned."""
 
 
 def check_eps(eps: float) -> None:
