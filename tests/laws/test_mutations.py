@@ -523,9 +523,7 @@ class DrawsInFloat32(IID):
 class ClipsInSilence(Clipped):
     """A range left out, and nothing said about it."""
 
-    def __init__(self, schedule, low, high):
-        super().__init__(schedule, low, high)
-        self.covers = (0.0, 1.0)
+    covers = (0.0, 1.0)
 
 
 class ClipsMoreThanItSays(Clipped):

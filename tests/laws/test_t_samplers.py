@@ -145,7 +145,7 @@ def test_clipped_draws_mask_rates_evenly(schedule):
 )
 def test_clipped_refuses_what_is_no_range(values, line):
     with pytest.raises(ValueError, match=line):
-        parts.t_sampler("clipped", "log_linear", **values)
+        parts.t_sampler("clipped", "log_linear", **values).sample(1, generator_for("cpu", 0))
 
 
 def spiked(num_bins: int = 8, floor: float = 0.1) -> Learned:

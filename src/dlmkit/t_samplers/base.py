@@ -17,9 +17,14 @@ class TimeSampler(ABC):
     Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over `covers`.
     """
 
-    covers: tuple[float, float] = (0.0, 1.0)
-    """The range of t that the mean is the integral over, up to an eps. One that is narrower than [0, 1] says that the
-    training loss is not the bound, on purpose; evaluation has times of its own and is the bound whatever this says."""
+    @property
+    def covers(self) -> tuple[float, float]:
+        """The range of t that the mean is the integral over, up to an eps.
+
+        One that is narrower than [0, 1] says that the training loss is not the bound, on purpose; evaluation has times
+        of its own and is the bound whatever this says.
+        """
+        return (0.0, 1.0)
 
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

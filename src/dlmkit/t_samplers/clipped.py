@@ -25,7 +25,7 @@ class Clipped(TimeSampler):
         high: largest, at most 1; where alpha(1) > 0, what there is of noise at t = 1 if that is less.
 
     Raises:
-        ValueError: the range is empty, or is none of [0, 1].
+        ValueError: the range is empty, or is none of [0, 1]; when times are drawn, `schedule` never gets there.
     """
 
     def __init__(self, schedule: Schedule, low: float, high: float) -> None:
@@ -34,17 +34,27 @@ class Clipped(TimeSampler):
                 f"low {low} and high {high} are no range of the noised share: give 0 <= low < high <= 1, such as"
                 " 0.3 and 0.8"
             )
-        most = 1.0 - float(schedule.alpha(torch.ones((), dtype=torch.float64)))
-        if low >= most:
-            raise ValueError(f"low {low} is not below {most:.4g}, the noised share at t = 1: lower it, such as to 0.3")
         self.schedule = schedule
         self.low = low
-        self.high = min(high, most)
-        first, last = schedule.inverse(1.0 - torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
-        self.covers = (first if low > 0.0 else 0.0, last)
+        self.high = high
+
+    @property
+    def covers(self) -> tuple[float, float]:
+        """The times at which the noised share is `low` and `high`."""
+        first, last = self.schedule.inverse(torch.tensor(self._alphas(), dtype=torch.float64)).tolist()
+        return (first if self.low > 0.0 else 0.0, last)
 
     def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return draws with weight = (high - low) / -alpha'(t)."""
-        width = self.high - self.low
-        t = self.schedule.inverse(1.0 - self.high + width * strata(num, generator))
-        return t, width / -self.schedule.derivative(t)
+        top, bottom = self._alphas()
+        t = self.schedule.inverse(bottom + (top - bottom) * strata(num, generator))
+        return t, (top - bottom) / -self.schedule.derivative(t)
+
+    def _alphas(self) -> tuple[float, float]:
+        """Return alpha where the range begins and where it ends."""
+        least = float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
+        if 1.0 - self.low <= least:
+            raise ValueError(
+                f"low {self.low} is not below {1.0 - least:.4g}, the noised share at t = 1: lower it, such as to 0.3"
+            )
+        return 1.0 - self.low, max(1.0 - self.high, least)
