@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 FLEX = "flex_attention"
+TILE = 128
+"""Queries and keys that flex attention skips, or not, together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +130,8 @@ def annealed_visibility(
 def flex_mask(mask: Tensor) -> BlockMask:
     """Return a mask (bool [1 or B, 1, L, L]) for flex attention, whose kernel skips blocks that are hidden whole."""
     batch, _, length, _ = mask.shape
+    if mask.device.type == "cpu":
+        mask = _in_whole_tiles(mask)
 
     def of_all(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask[0, 0, query, key]
@@ -139,14 +144,26 @@ def flex_mask(mask: Tensor) -> BlockMask:
     return create_block_mask(visible, rows, None, length, length, device=str(mask.device))
 
 
-def flex(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None) -> Tensor:
-    """Return compiled flex attention, [B, H, Q, D / H] as query, key and value are; ``None`` hides nothing.
+def _in_whole_tiles(mask: Tensor) -> Tensor:
+    """Return the mask with hidden rows and columns up to a multiple of TILE, as a tensor whose sizes are compiled in.
+
+    Of a captured tensor whose sizes are left open torch 2.13 writes C++ that does not compile, as it does once a
+    second length comes along. In whole tiles lengths seldom differ, so that there is little to compile anew.
+    """
+    missing = -mask.shape[-1] % TILE
+    padded = F.pad(mask, (0, missing, 0, missing))
+    torch._dynamo.mark_static(padded)
+    return padded
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """Return compiled flex attention, [B, H, Q, D / H] as query, key and value are.
 
     Raises:
         ValueError: a gradient is wanted where there is none, see `check_flex_trains`.
     """
     check_flex_trains(query.requires_grad, query.device)
-    return _compiled()(query, key, value, None if mask is None else mask.flex)
+    return _compiled(query.device.type)(query, key, value, mask.flex)
 
 
 def check_flex_trains(wants_gradient: bool, device: torch.device) -> None:
@@ -159,15 +176,16 @@ def check_flex_trains(wants_gradient: bool, device: torch.device) -> None:
 
 
 @cache
-def _compiled() -> Callable[[Tensor, Tensor, Tensor, BlockMask | None], Tensor]:
+def _compiled(device_type: str) -> Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]:
     """Compile flex attention; as it stands it would write out all scores.
 
     Of a function of the kit's own, since torch counts compilations by function, and transformers compiles torch's.
     """
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask | None) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
         mixed = flex_attention(query, key, value, block_mask=mask)
         assert isinstance(mixed, Tensor)  # a pair only where more is asked for
         return mixed
 
-    return torch.compile(attend)
+    # A CPU only evaluates and samples, at many lengths; a GPU trains at one, and gains from knowing it.
+    return torch.compile(attend, dynamic=True if device_type == "cpu" else None)

@@ -146,9 +146,7 @@ class DiT(Backbone):
         """Return this pass's attention, for all blocks."""
         mask = reading.mask
         if self.attention == FLEX:
-            if mask is None and self.causal:
-                mask = plain_mask(reading.ids.shape[1], True, reading.ids.device)
-            return partial(flex, mask=mask)
+            return partial(flex, mask=mask or plain_mask(reading.ids.shape[1], self.causal, reading.ids.device))
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             return partial(F.scaled_dot_product_attention, attn_mask=mask.visible, dropout_p=dropout)

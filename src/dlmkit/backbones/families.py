@@ -52,7 +52,7 @@ FAMILIES = {
     "olmo": Family(),
     "olmo2": Family(),
     "opt": Family(takes_positions=True),
-    "phi": Family(kernels=NOT_FLEX, activation="hidden_act"),  # torch 2.13 cannot compile it for a CPU
+    "phi": Family(activation="hidden_act"),
     "phi3": Family(window="all"),
     "qwen2": Family(window="by_layer"),
     "qwen3": Family(window="by_layer"),
