@@ -77,7 +77,11 @@ HF = [
     if attention in known.kernels
 ]
 DIFFERENTIABLE = [one for one in HF if "flex_attention" not in one.values]  # on a CPU flex attention has no backward
-NETWORKS = [*HF, pytest.param("dit", "sdpa", id="dit")]
+NETWORKS = [
+    *HF,
+    pytest.param("dit", "sdpa", id="dit"),
+    pytest.param("dit", "flex_attention", id="dit-flex_attention", marks=[WITH_COMPILER]),
+]
 EITHER_BOS = pytest.mark.parametrize("bos", ["prepend", "none"])
 EITHER_WAY = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 
@@ -89,7 +93,8 @@ def network(
     torch.manual_seed(0)
     backbone: Backbone
     if family == "dit":
-        backbone = DiT(V, mask_id, 16, 16, 2, 2, 8, causal=causal, shift=True, bos_id=BOS if bos == "prepend" else None)
+        bos_id = BOS if bos == "prepend" else None
+        backbone = DiT(V, mask_id, 16, 16, 2, 2, 8, causal=causal, shift=True, bos_id=bos_id, attention=attention)
     else:
         backbone = HFBackbone(
             vocab_size=V,

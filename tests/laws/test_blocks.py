@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
+from dlmkit.backbones import base
+from dlmkit.backbones.attention import Mask
 from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.blocks import block_layout
 from dlmkit.backbones.dit import DiT
 from dlmkit.backbones.families import FAMILIES
 from dlmkit.build import build_module
@@ -34,7 +38,7 @@ from laws.enumeration import (
     sum_by,
 )
 from laws.parts import MASK_ID, VOCAB_SIZE
-from laws.test_backbones import BOS, MASK, V, network, some_tokens
+from laws.test_backbones import BOS, MASK, WITH_COMPILER, V, network, some_tokens
 from laws.test_samplers import counts_of, empty
 from laws.toy_training import ValidationData, assert_same, module, trained, trainer
 
@@ -106,9 +110,9 @@ def test_blocks_fill_the_length():
 # The pass
 
 
-def unshifted() -> Backbone:
+def unshifted(attention: str = "sdpa") -> Backbone:
     torch.manual_seed(0)
-    backbone = DiT(V, MASK, 16, 16, 2, 2, 8, bos_id=BOS)  # which is not read without a shift
+    backbone = DiT(V, MASK, 16, 16, 2, 2, 8, bos_id=BOS, attention=attention)  # BOS is not read without a shift
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -117,16 +121,26 @@ def unshifted() -> Backbone:
 
 
 def a_network(name: str) -> Backbone:
-    if name == "dit":
-        return unshifted()
-    family, _, bos = name.partition("-")
-    attention = "sdpa" if family == "dit" or "sdpa" in FAMILIES[family].kernels else "eager"
+    """FAMILY, FAMILY-BOS or FAMILY-BOS-KERNEL; a dit without a word on BOS has no shift."""
+    family, bos, attention = (*name.split("-"), "", "")[:3]
+    attention = attention or ("sdpa" if family == "dit" or "sdpa" in FAMILIES[family].kernels else "eager")
+    if family == "dit" and not bos:
+        return unshifted(attention)
     return network(family, attention, bos=bos or "prepend")
 
 
 NETWORKS = ["dit", "dit-prepend", "dit-none", "gpt2-prepend", "gpt2-none", "llama-prepend"]
-EVERY_NETWORK = pytest.mark.parametrize("name", [*NETWORKS, *sorted(set(FAMILIES) - {"gpt2", "llama"})])
-SOME_NETWORKS = pytest.mark.parametrize("name", NETWORKS)
+FLEX = [
+    pytest.param(name, marks=[WITH_COMPILER])
+    for name in ("dit--flex_attention", "dit-prepend-flex_attention", "dit-none-flex_attention")
+]
+FLEX_HF = [
+    pytest.param(name, marks=[WITH_COMPILER]) for name in ("llama-prepend-flex_attention", "qwen3-none-flex_attention")
+]
+EVERY_NETWORK = pytest.mark.parametrize(
+    "name", [*NETWORKS, *sorted(set(FAMILIES) - {"gpt2", "llama"}), *FLEX, *FLEX_HF]
+)
+SOME_NETWORKS = pytest.mark.parametrize("name", [*NETWORKS, *FLEX, FLEX_HF[0]])
 SIZES = pytest.mark.parametrize("block_size", [1, 2, 4])
 
 
@@ -179,7 +193,10 @@ def test_a_block_is_predicted_as_by_a_network_that_is_causal_over_blocks(name, b
 @SIZES
 @SOME_NETWORKS
 def test_a_block_knows_nothing_of_its_clean_tokens_nor_of_later_blocks(name, block_size):
-    backbone = a_network(name)
+    law_blocks_apart(a_network(name), block_size)
+
+
+def law_blocks_apart(backbone: Backbone, block_size: int) -> None:
     x_0, x_t = some_tokens(2, L), some_tokens(2, L, seed=1)
     before = hidden(backbone, x_t, x_0, block_size)
     for i in range(L):
@@ -196,6 +213,32 @@ def test_a_block_knows_nothing_of_its_clean_tokens_nor_of_later_blocks(name, blo
         assert not changed[:, :start].any(), f"noisy token {i}"
         assert not changed[:, end:].any(), f"noisy token {i}"
         assert changed[:, max(start, first_scored(backbone)) : end].all(), f"noisy token {i} is not seen by its block"
+
+
+class SeesItsOwnClean:
+    """A noisy slot sees the clean slots of its own block beside those before it."""
+
+    def __call__(self, *args):
+        layout = block_layout(*args)
+        own = layout.is_context[None, :] & (layout.blocks[None, :] == layout.blocks[:, None])
+        return replace(layout, mask=Mask(layout.mask.visible | own, layout.positions))
+
+
+class SeesLaterBlocks:
+    """A clean slot sees all clean slots."""
+
+    def __call__(self, *args):
+        layout = block_layout(*args)
+        clean = layout.is_context[None, :] & layout.is_context[:, None]
+        return replace(layout, mask=Mask(layout.mask.visible | clean, layout.positions))
+
+
+@pytest.mark.parametrize("leaky", [SeesItsOwnClean, SeesLaterBlocks])
+@pytest.mark.parametrize("name", ["dit-prepend", "llama-prepend", FLEX[1], FLEX_HF[0]])
+def test_law_refuses_a_mask_that_leaks(name, leaky, monkeypatch):
+    monkeypatch.setattr(base, "block_layout", leaky())
+    with pytest.raises(AssertionError, match="clean token"):
+        law_blocks_apart(a_network(name), 2)
 
 
 @SIZES
@@ -215,12 +258,12 @@ def test_generation_reads_what_training_does(name, block_size):
 
 
 @SOME_NETWORKS
+@torch.no_grad()
 def test_one_block_is_the_plain_pass(name):
     backbone = a_network(name)
     x_0, x_t = some_tokens(2, L), some_tokens(2, L, seed=1)
     t = times(2, L)
-    with torch.no_grad():
-        plain = backbone(x_t, t[:, 0]).hidden
+    plain = backbone(x_t, t[:, 0]).hidden
     assert torch.equal(hidden(backbone, x_t, x_0, L, t), plain)
     noised = Noised(x_0, x_t, t[:, 0], torch.ones_like(x_0, dtype=torch.bool), torch.ones(2, dtype=torch.float64))
     noise = parts.process("absorbing", vocab_size=V, mask_id=MASK)

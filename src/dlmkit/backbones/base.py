@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dlmkit.backbones.attention import annealed_visibility, attention_mask
+from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask
 from dlmkit.backbones.blocks import block_layout
 from dlmkit.backbones.prediction import Prediction
 from dlmkit.types import Context
@@ -24,14 +24,15 @@ class Reading:
         ids: int64 [B, M].
         positions: int64 [M]; 0 .. M - 1, or with clean context those of the text, some of them twice.
         t: float64 [B]; with clean context [B, M], 0 where a token is context.
-        mask: bool [1 or B, 1, M, M], True where query may see key, or ``None`` (see `attention_mask`).
+        mask: who sees whom, [1 or B, 1, M, M], or ``None`` (see `attention_mask`). With clean context, and neither
+            documents nor annealing, the same object at every step.
         outputs: int64 [L], which output speaks about each token, or ``None`` where `Backbone.align` knows.
     """
 
     ids: Tensor
     positions: Tensor
     t: Tensor
-    mask: Tensor | None
+    mask: Mask | None
     outputs: Tensor | None
 
 
@@ -169,17 +170,19 @@ class Backbone(nn.Module, ABC):
         visible = self.visibility(width, device)
         # One block has no context: the plain pass, with the plain kernel.
         if context is None or context.block_size >= x_t.shape[1]:
-            mask = attention_mask(width, device, causal=self.causal, segments=segments, visible=visible)
+            seen = attention_mask(width, device, causal=self.causal, segments=segments, visible=visible)
             t = t if t.ndim == 1 else t[:, 0]
-            return Reading(ids, torch.arange(width, device=device), t, mask, None)
+            at = torch.arange(width, device=device)
+            return Reading(ids, at, t, None if seen is None else Mask(seen, at), None)
         has_bos = self.shift and self.bos_id is not None  # without a shift none is prepended
         layout = block_layout(x_t.shape[1], context.block_size, self.shift, has_bos, context.last, device)
         at = layout.positions
-        mask = layout.visible[None, None]
+        seen = layout.mask.visible
         if visible is not None:  # annealing: of what a causal network would not see, only what was drawn
-            mask = mask & ((at[None, :] <= at[:, None]) | visible[at][:, at])
+            seen = seen & ((at[None, :] <= at[:, None]) | visible[at][:, at])
         if segments is not None:
-            mask = mask & (segments[:, at, None] == segments[:, None, at])[:, None]
+            seen = seen & (segments[:, at, None] == segments[:, None, at])[:, None]
+        mask = layout.mask if seen is layout.mask.visible else Mask(seen, at)
         clean_ids, _ = self.read(context.tokens, None)
         ids = torch.where(layout.clean, clean_ids[:, at], ids[:, at])
         times = t[:, None].expand(ids.shape) if t.ndim == 1 else t[:, layout.blocks]

@@ -12,8 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dlmkit.backbones.attention import Mask
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The slots of a pass, the noisy ones first.
 
@@ -22,7 +24,7 @@ class Layout:
         clean: bool [Q], whether the slot holds the clean token of its position rather than the noisy one.
         blocks: int64 [Q], the block that each slot belongs to.
         is_context: bool [Q]; slots whose outputs nobody asks for.
-        visible: bool [Q, Q], True where query (row) may see key (column).
+        mask: who sees whom, [1, 1, Q, Q].
         outputs: int64 [L], the slot whose output speaks about each token; 0 where none does.
     """
 
@@ -30,11 +32,12 @@ class Layout:
     clean: Tensor
     blocks: Tensor
     is_context: Tensor
-    visible: Tensor
+    mask: Mask
     outputs: Tensor
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for steps with gradients too, whoever asks first
 def block_layout(length: int, block_size: int, shift: bool, has_bos: bool, last: bool, device: torch.device) -> Layout:
     """Return the layout for `length` tokens in blocks of `block_size`.
 
@@ -77,5 +80,7 @@ def block_layout(length: int, block_size: int, shift: bool, has_bos: bool, last:
     same = blocks[None, :] == blocks[:, None]
     own_half = is_context[None, :] == is_context[:, None]
     visible = (is_context[None, :] & earlier) | (same & own_half)
-    tensors = (positions, clean, blocks, is_context, visible, torch.tensor(outputs))
-    return Layout(*(tensor.to(device) for tensor in tensors))
+    positions = positions.to(device)
+    mask = Mask(visible[None, None].to(device), positions)
+    clean, blocks, is_context, at = (each.to(device) for each in (clean, blocks, is_context, torch.tensor(outputs)))
+    return Layout(positions, clean, blocks, is_context, mask, at)

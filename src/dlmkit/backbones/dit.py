@@ -7,12 +7,15 @@ H heads, V vocabulary, D hidden size, C size of the time embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.attention import FLEX, flex, plain_mask
+from dlmkit.backbones.base import Backbone, Reading
 from dlmkit.backbones.prediction import Head, Prediction
 from dlmkit.types import Context
 
@@ -22,6 +25,12 @@ FREQUENCY_BASE = 10_000.0
 TIME_SCALE = 1_000.0
 """t in [0, 1] is embedded as TIME_SCALE * t: the sinusoids were made for positions, and span 0 to 1,000 well."""
 TIME_FEATURES = 256
+
+KERNELS = ("sdpa", FLEX)
+"""What `attention` may be: torch's scaled_dot_product_attention, or its flex_attention, compiled."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of query, key and value, each [B, H, M, D / H]; the result has their shape."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine, each float32 [M, D / H / 2]."""
@@ -59,6 +68,11 @@ class DiT(Backbone):
         bos_id: id prepended to every block when ``shift``.
         time_conditioned: modulate by t.
         tied: use the token embedding as output head; an untied head starts at zero (a uniform prediction).
+        attention: kernel: "sdpa", or "flex_attention", which skips what is hidden in tiles of 128 by 128, as most of a
+            block pass is; torch has no backward pass of it on a CPU and no dropout in it.
+
+    Raises:
+        ValueError: sizes that do not fit the heads, an unknown kernel, flex attention with dropout.
     """
 
     def __init__(
@@ -77,6 +91,7 @@ class DiT(Backbone):
         bos_id: int | None = None,
         time_conditioned: bool = True,
         tied: bool = False,
+        attention: str = "sdpa",
     ) -> None:
         super().__init__(vocab_size, mask_id, causal, shift, bos_id)
         if hidden_size % (2 * num_heads) != 0:
@@ -84,6 +99,9 @@ class DiT(Backbone):
                 f"hidden_size {hidden_size} with {num_heads} heads: rotary positions need an even number of dimensions"
                 f" per head; choose a hidden_size that is a multiple of {2 * num_heads}"
             )
+        _check_kernel(attention, dropout)
+        self.attention = attention
+        self.dropout = dropout
         self._max_length = max_length
         self.head_size = hidden_size // num_heads
         self.embedding = _Embedding(vocab_size, hidden_size)
@@ -108,22 +126,32 @@ class DiT(Backbone):
         With a `context` of K blocks t may be [B, K]; see :class:`Backbone`.
 
         Raises:
-            ValueError: L exceeds ``max_length``.
+            ValueError: L exceeds ``max_length``, or flex attention is to be trained on a CPU.
         """
         length = x_t.shape[1]
         self.check_length(length)
         reading = self.reading(x_t, t, segments, context)
-        # Nothing but the causal triangle to hide: the kernel does it without a mask.
-        is_causal = self.causal and reading.mask is None
+        attend = self._kernel(reading)
         cos, sin = rotary_angles(length + 1, self.head_size, x_t.device)  # one more for a BOS
         rotary = cos[reading.positions], sin[reading.positions]
         cond = None if self.time is None else self.time(reading.t)
         x = self.embedding(reading.ids)
         for block in self.blocks:
-            x = block(x, cond, rotary, reading.mask, is_causal)
+            x = block(x, cond, rotary, attend)
         shift, scale = self.final(cond)
         hidden = self.aligned(adaptive_norm(x, shift, scale), reading, length)
         return Prediction(hidden, self.head, self.mask_id)
+
+    def _kernel(self, reading: Reading) -> Attend:
+        """Return this pass's attention, for all blocks."""
+        mask = reading.mask
+        if self.attention == FLEX:
+            return partial(flex, mask=mask or plain_mask(reading.ids.shape[1], self.causal, reading.ids.device))
+        dropout = self.dropout if self.training else 0.0
+        if mask is not None:
+            return partial(F.scaled_dot_product_attention, attn_mask=mask.visible, dropout_p=dropout)
+        # Nothing but the causal triangle to hide, if that: the kernel does it without a mask.
+        return partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=self.causal)
 
     @property
     def head(self) -> Head:
@@ -173,30 +201,26 @@ class Block(nn.Module):
         self.up = _Linear(hidden_size, mlp_ratio * hidden_size)
         self.down = _Linear(mlp_ratio * hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, cond: Tensor | None, rotary: Rotary, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | None, rotary: Rotary, attend: Attend) -> Tensor:
         """Return the residual stream [B, M, D] after this block.
 
         Args:
             x: [B, M, D].
             cond: time embedding [B, C] or [B, M, C], or ``None`` without time conditioning.
             rotary: see :func:`rotary_angles`.
-            mask: bool [1 or B, 1, M, M], True where query sees key, or ``None``.
-            is_causal: hide the future although there is no mask.
+            attend: the kernel, with its mask.
         """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(cond)
-        attended = self.attention(adaptive_norm(x, shift_1, scale_1), rotary, mask, is_causal)
+        attended = self.attention(adaptive_norm(x, shift_1, scale_1), rotary, attend)
         x = x + gate_1 * F.dropout(attended, self.dropout, self.training)
         widened = F.gelu(self.up(adaptive_norm(x, shift_2, scale_2)), approximate="tanh")
         return x + gate_2 * F.dropout(self.down(widened), self.dropout, self.training)
 
-    def attention(self, x: Tensor, rotary: Rotary, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def attention(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         """Return multi-head attention of x [B, M, D] with itself, [B, M, D]."""
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, M, 3, H, D/H]
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, M, D/H]
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            rotate(query, rotary), rotate(key, rotary), value, mask, dropout, is_causal
-        )
+        mixed = attend(rotate(query, rotary), rotate(key, rotary), value)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     @property
@@ -266,6 +290,16 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def _check_kernel(attention: str, dropout: float) -> None:
+    if attention not in KERNELS:
+        raise ValueError(f"backbone.attention {attention!r} is unknown to this network: choose {' or '.join(KERNELS)}")
+    if attention == FLEX and dropout > 0.0:
+        raise ValueError(
+            f"backbone.dropout {dropout} with backbone.attention=flex_attention, which drops no attention weights:"
+            " set backbone.dropout=0 or backbone.attention=sdpa"
+        )
 
 
 class _Linear(nn.Linear):

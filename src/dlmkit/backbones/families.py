@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-KERNELS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+from dlmkit.backbones.attention import FLEX, Mask
+
+KERNELS = ("sdpa", "eager", FLEX, "flash_attention_2")
 NOT_FLEX = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -51,7 +52,7 @@ FAMILIES = {
     "olmo": Family(),
     "olmo2": Family(),
     "opt": Family(takes_positions=True),
-    "phi": Family(kernels=NOT_FLEX, activation="hidden_act"),  # torch 2.13 cannot compile it for a CPU
+    "phi": Family(activation="hidden_act"),
     "phi3": Family(window="all"),
     "qwen2": Family(window="by_layer"),
     "qwen3": Family(window="by_layer"),
@@ -104,16 +105,13 @@ def softcap(family: Family, config: PretrainedConfig) -> float | None:
     return cap
 
 
-def with_windows(
-    mask: Tensor, positions: Tensor, family: Family, config: PretrainedConfig, causal_past: bool
-) -> Tensor | dict[str, Tensor]:
-    """Return `mask` (bool [., 1, M, M]) as the model wants it, cut to its windows: one for all layers, or by kind.
+def with_windows(mask: Mask, family: Family, config: PretrainedConfig, causal_past: bool) -> Mask | dict[str, Mask]:
+    """Return `mask` as the model wants it, cut to its windows: one for all layers, or by kind.
 
     transformers builds windows itself only where no mask is given.
 
     Args:
-        mask: True where query (row) may see key (column).
-        positions: int64 [M], where in the text each row and column is.
+        mask: who sees whom.
         family: the model's.
         config: the model's.
         causal_past: whether the window counts the query itself, as in transformers' causal windows (the key is less
@@ -121,9 +119,7 @@ def with_windows(
     """
     if family.window == "none" or config.sliding_window is None:
         return mask
-    back = positions[:, None] - positions[None, :]
-    past = back < config.sliding_window if causal_past else back <= config.sliding_window
-    windowed = mask & past & (-back <= config.sliding_window)
+    windowed = mask.windowed(config.sliding_window, causal_past)
     if family.window == "all":
         return windowed
     if "sliding_attention" not in config.layer_types:

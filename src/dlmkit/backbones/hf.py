@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from dlmkit.backbones.attention import flex_mask
+from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains, plain_mask
 from dlmkit.backbones.base import Backbone, Reading
 from dlmkit.backbones.families import (
     FAMILIES,
@@ -96,7 +96,7 @@ class HFBackbone(Backbone):
         """Return the prediction for x_t (int64 [B, L]); t is not read. For `context` see :class:`Backbone`."""
         self.check_length(x_t.shape[1])
         reading = self.reading(x_t, t, segments, context)
-        self._use_kernel(self.attention if reading.mask is None else self.attention_with_mask)
+        self._use_kernel(self.attention if reading.mask is None else self.attention_with_mask, x_t.device)
         positions = {}
         if self.family.takes_positions or reading.outputs is not None:
             positions["position_ids"] = reading.positions.expand(reading.ids.shape)
@@ -145,29 +145,36 @@ class HFBackbone(Backbone):
         attention = 12 * config.num_hidden_layers * config.hidden_size * length * (0.5 if self.causal else 1.0)
         return 6.0 * (trunk + head * head_fraction) + attention
 
-    def _use_kernel(self, name: str) -> None:
+    def _use_kernel(self, name: str, device: torch.device) -> None:
+        if name == FLEX and torch.is_grad_enabled():
+            check_flex_trains(any(parameter.requires_grad for parameter in self.parameters()), device)
         if self.model.config._attn_implementation != name:
             self.model.set_attn_implementation(name)
 
     def _kernel_mask(self, reading: Reading) -> Any:
         """Return the mask as this step's kernel wants it; a dictionary of them where layers differ."""
-        if reading.mask is None:
+        mask = reading.mask
+        if mask is None and self.model.config._attn_implementation == FLEX:
+            # Left to itself, transformers would make (and compile) its flex mask anew in every pass.
+            mask = plain_mask(reading.ids.shape[1], self.causal, reading.ids.device)
+        if mask is None:
             return None
         causal_past = self.causal or self.attention_ratio < 1.0
-        masks = with_windows(reading.mask, reading.positions, self.family, self.model.config, causal_past)
+        masks = with_windows(mask, self.family, self.model.config, causal_past)
         if isinstance(masks, dict):
             return {kind: self._for_kernel(one) for kind, one in masks.items()}
         return self._for_kernel(masks)
 
-    def _for_kernel(self, mask: Tensor) -> Any:
+    def _for_kernel(self, mask: Mask) -> Any:
         implementation = self.model.config._attn_implementation
-        if implementation == "flex_attention":
-            return flex_mask(mask)
+        if implementation == FLEX:
+            return mask.flex
+        seen = mask.visible
         if implementation == "sdpa":
-            return mask
+            return seen
         # Eager attention adds its mask to the scores.
         dtype = self.model.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _check_kernels(attention: str, attention_with_mask: str, model_type: str) -> None:

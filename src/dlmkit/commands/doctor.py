@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
@@ -56,14 +57,21 @@ def machine() -> Table:
         table.add_row(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
         table.add_row("cuda", "none: training runs on the CPU")
-    kernels = ["sdpa", "eager"]
-    if torch.cuda.is_available():
-        kernels.append("flex_attention")
-        if importlib.util.find_spec("flash_attn") is not None:
-            kernels.append("flash_attention_2")
-    table.add_row("attention kernels", ", ".join(kernels))
+    table.add_row("attention kernels", ", ".join(kernels()))
     table.add_row("bf16", "yes" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "CPU only, slow")
     return table
+
+
+def kernels() -> list[str]:
+    """Return what `backbone.attention` may be here; dit has the sdpa and the flex attention among them."""
+    found = ["sdpa", "eager"]
+    if torch.cuda.is_available():
+        found.append("flex_attention")
+        if importlib.util.find_spec("flash_attn") is not None:
+            found.append("flash_attention_2")
+    elif shutil.which(os.environ.get("CXX", "g++")) is not None:  # it is compiled where it is used
+        found.append("flex_attention (no training on a CPU)")
+    return found
 
 
 def smoke(family: str) -> tuple[float, float]:
