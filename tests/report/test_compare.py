@@ -118,6 +118,19 @@ def test_seeds_are_grouped_with_their_standard_error(tmp_path: Path, make_run: M
     assert [cell.text for cell in table.rows[0]][:3] == ["absorbing", "3", "≤ 5.133 ± 0.088"]
 
 
+def test_means_over_seeds_are_ordered_and_held_against_a_known_entropy(tmp_path: Path, make_run: MakeRun) -> None:
+    """The best single run is of the configuration whose mean is worse."""
+    for family, values in (("uniform", (5.0, 6.0)), ("absorbing", (5.1, 5.3))):
+        for seed, value in enumerate(values):
+            name = f"family={family},seed={seed}"
+            make_run(tmp_path, name, curve=[6.5, value], seed=seed, entropy_per_token=4.0)
+    table = seed_table(collect([tmp_path]))
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["absorbing", "uniform"]
+    place = table.columns.index("above entropy")
+    assert [row[place].text for row in table.rows] == ["≤ 1.200 ± 0.100", "≤ 1.500 ± 0.500"]
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(sweep: Path) -> None:
     assert seed_groups(collect([sweep])) == []
     assert seed_table(collect([sweep])) is None

@@ -103,11 +103,12 @@ def validation_curve(run: Run, budget: str) -> list[Point]:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """Return mean and standard error over runs that differ in nothing but the seed, for groups of two or more."""
+    """Return mean and standard error over runs that differ in nothing but the seed: two or more, lowest mean first."""
     groups: dict[str, list[Run]] = {}
     for run in comparable(runs):
         groups.setdefault(identity(run), []).append(run)
-    return [_seed_group(group) for group in groups.values() if len(group) > 1]
+    found = [_seed_group(group) for group in groups.values() if len(group) > 1]
+    return sorted(found, key=lambda group: group.mean)
 
 
 def identity(run: Run) -> str:

@@ -99,8 +99,15 @@ def seed_table(runs: Sequence[Run]) -> Table | None:
     groups = seed_groups(runs)
     if not groups:
         return None
-    columns = ("configuration", "seeds", "mean NLL, nats/token", "perplexity of the mean", "single runs")
-    return Table("Over seeds", columns, tuple(map(_seed_row, groups)), (None,) * len(groups), SEED_NOTE)
+    columns = ["configuration", "seeds", "mean NLL, nats/token", "perplexity of the mean", "single runs"]
+    rows = [_seed_row(group) for group in groups]
+    if any(_entropy(group.runs[0]) is not None for group in groups):
+        columns.insert(3, "above entropy")
+        for group, row in zip(groups, rows, strict=True):
+            entropy = _entropy(group.runs[0])
+            excess = math.nan if entropy is None else group.mean - entropy
+            row.insert(3, Cell(DASH) if entropy is None else Cell(marked(group.exact, excess, group.stderr), excess))
+    return Table("Over seeds", tuple(columns), tuple(map(tuple, rows)), (None,) * len(groups), SEED_NOTE)
 
 
 def _results(run: Run) -> list[Cell]:
@@ -131,10 +138,10 @@ def _costs(run: Run) -> list[Cell]:
 
 
 def _excess(run: Run) -> Cell:
-    entropy = run.summary.get("entropy_per_token")
+    entropy = _entropy(run)
     if entropy is None or not run.finished or not math.isfinite(run.val_nll):
         return Cell(DASH)
-    excess = run.val_nll - float(entropy)
+    excess = run.val_nll - entropy
     return Cell(marked(run.exact, excess, run.summary["val_nll_stderr"]), excess)
 
 
@@ -144,13 +151,18 @@ def _reading_cell(reading: Reading | None, exact: bool) -> Cell:
     return Cell(marked(exact, reading.nll, reading.stderr) + ("" if reading.final else " *"), reading.nll)
 
 
-def _seed_row(group: SeedGroup) -> tuple[Cell, ...]:
+def _entropy(run: Run) -> float | None:
+    entropy = run.summary.get("entropy_per_token")
+    return None if entropy is None else float(entropy)
+
+
+def _seed_row(group: SeedGroup) -> list[Cell]:
     single = ", ".join(f"{run.val_nll:.3f} ({run.summary['seed']})" for run in group.runs)
     ppl = perplexity(group.mean)
-    return (
+    return [
         Cell(group.label),
         Cell(str(len(group.runs)), len(group.runs)),
         Cell(marked(group.exact, group.mean, group.stderr), group.mean),
         Cell(f"{sign_of(group.exact)} {ppl:.1f} \u00b1 {ppl * group.stderr:.1f}", ppl),
         Cell(single),
-    )
+    ]
