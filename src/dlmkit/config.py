@@ -206,7 +206,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
     if not _is_group(group):
         return f"there is no configuration {error.missing_cfg_file}: `dlmkit train` has train, with groups under it"
     choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-    return f"{group}={name} is unknown: choose one of {', '.join(choices)}{nearest(name, choices)}"
+    own = "; a class of your own wants a YAML in a folder given by --config-dir" if "." in name else ""
+    return f"{group}={name} is unknown: choose one of {', '.join(choices)}{nearest(name, choices)}{own}"
 
 
 def _unnamed_choice(overrides: Sequence[str]) -> str:

@@ -68,8 +68,8 @@ class Greedy(Ancestral):
 
 
 class ReadsAcross(DiT):
-    def __init__(self, vocab_size, mask_id, causal, width=16):
-        super().__init__(vocab_size, mask_id, 16, width, 1, 2, 8, causal=causal, shift=causal)
+    def __init__(self, vocab_size, mask_id, bos_id, causal, shift, width=16):
+        super().__init__(vocab_size, mask_id, 16, width, 1, 2, 8, causal=causal, shift=shift, bos_id=bos_id)
 
     def forward(self, x_t, t, segments=None, context=None):
         return super().forward(x_t, t, None, context)

@@ -33,6 +33,17 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, make_r
     assert [run.label for run in collect([tmp_path])] == ["monday/family=ar", "tuesday/family=ar"]
 
 
+def test_labels_leave_out_what_all_runs_share(tmp_path: Path, make_run: MakeRun) -> None:
+    shared = "budget.tokens=1000,callbacks=[checkpoint,samples],family=absorbing"
+    for seed in (0, 1):
+        for t_sampler in ("iid", "learned"):
+            make_run(tmp_path, f"{shared},seed={seed},t_sampler={t_sampler}", curve=[5.0 + seed], seed=seed)
+    labels = {run.label for run in collect([tmp_path])}
+    assert labels == {f"seed={seed},t_sampler={t_sampler}" for seed in (0, 1) for t_sampler in ("iid", "learned")}
+    make_run(tmp_path, "family=ar", curve=[4.0])
+    assert f"{shared},seed=0,t_sampler=iid" in {run.label for run in collect([tmp_path])}
+
+
 def test_the_last_samples_hold(sweep: Path) -> None:
     run = collect([sweep / "family=ar"])[0]
     assert run.samples["step"] == 2000

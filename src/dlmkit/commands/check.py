@@ -53,11 +53,11 @@ NUM_WORDS, BOS_ID = 13, 2
 LARGE = 20_000_000
 """Parameters from which on a backbone is checked only when it is named."""
 
-FILLED_IN = {
-    **{"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"},
-    **{"bos_id": "${vocab.bos_id}", "causal": "${causal}"},
-}
+FILLED_IN = {"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"}
 """Keywords that the other parts of a configuration give to a class that is named by its import path."""
+
+FILLED_IN_BACKBONE = {**FILLED_IN, "bos_id": "${vocab.bos_id}", "causal": "${causal}", "shift": "${causal}"}
+"""The same of a backbone."""
 
 LAW_BROKEN = 1
 
@@ -132,7 +132,8 @@ def main(arguments: Sequence[str], json_file: Path | None) -> int:
     broken = sum(not finding.passed for finding in findings)
     seconds = time.perf_counter() - begin
     num_parts = len({finding.part for finding in findings})
-    console.print(f"{len(findings) - broken} of {len(findings)} laws hold, {num_parts} parts, {seconds:.0f} s")
+    shown = "1 part" if num_parts == 1 else f"{num_parts} parts"
+    console.print(f"{len(findings) - broken} of {len(findings)} laws hold, {shown}, {seconds:.0f} s")
     if json_file is not None:
         json_file.write_text(as_json(findings, seconds), encoding="utf-8")
     return LAW_BROKEN if broken else 0
@@ -211,9 +212,10 @@ def class_node(group: str, path: str, given: Sequence[str]) -> DictConfig:
     if not issubclass(target, SEAMS[group]):
         raise ValueError(f"{group}={path} is no {SEAMS[group].__name__}: derive the class from {_full(SEAMS[group])}")
     node: dict[str, Any] = {"_target_": path}
+    filled_in = FILLED_IN_BACKBONE if group == "backbone" else FILLED_IN
     for name, parameter in inspect.signature(target).parameters.items():
-        if name in FILLED_IN:
-            node[name] = FILLED_IN[name]
+        if name in filled_in and name not in given:
+            node[name] = filled_in[name]
         elif parameter.default is not inspect.Parameter.empty:
             node[name] = parameter.default
         elif name in given:

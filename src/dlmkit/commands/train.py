@@ -228,6 +228,7 @@ def describe(
         "schedule": choices["schedule"] if has_schedule else None,
         "backbone": choices["backbone"],
         "sampler": choices["sampler"],
+        "t_sampler": choices["t_sampler"],
         "data": choices["data"],
         "params": module.backbone.num_params,
         "init_from": None if parent is None else parent["name"],

@@ -75,8 +75,8 @@ class Block(Objective):
         """
         if length > self.block_size and length % self.block_size:
             raise ValueError(
-                f"length {length} is no multiple of objective.block_size {self.block_size}: choose one that is, such as"
-                f" {length // self.block_size * self.block_size}"
+                f"length {length} is no multiple of objective.block_size {self.block_size}: choose a block_size that"
+                f" divides it, or a length such as {length // self.block_size * self.block_size}"
             )
         return max(1, length // self.block_size)
 

@@ -127,7 +127,7 @@ def _likelihood(runs: Sequence[Run], look: Mapping[str, str]) -> str:
 
 
 def _description(run: Run) -> str:
-    parts = [run.summary.get(key) for key in ("objective", "process", "schedule", "backbone")]
+    parts = [run.summary.get(key) for key in ("objective", "process", "schedule", "t_sampler", "backbone")]
     return " \u00b7 ".join(str(part) for part in parts if part)
 
 

@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -156,7 +157,16 @@ def _with_labels(runs: list[Run]) -> list[Run]:
     def label(run: Run) -> str:
         return run.label if named[run.label] == 1 else os.path.relpath(run.folder.resolve(), common)
 
-    return [replace(run, label=label(run)) for run in runs]
+    labels = without_what_all_share([label(run) for run in runs])
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def without_what_all_share(labels: Sequence[str]) -> list[str]:
+    """Return the labels of a sweep without the settings (key=value) that stand in all of them."""
+    pieces = [re.split(r",(?![^\[{]*[\]}])", label) for label in labels]  # not at the commas of a list
+    shared = {piece for piece in set[str]().union(*pieces) if "=" in piece and all(piece in one for one in pieces)}
+    short = [short_name(",".join(piece for piece in one if piece not in shared)) for one in pieces]
+    return short if all(short) and len(set(short)) == len(labels) > 1 else list(labels)
 
 
 def _between(spent: list[tuple[int, float]], step: int) -> float | None:
