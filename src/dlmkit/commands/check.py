@@ -347,11 +347,8 @@ def backbone_jobs(parts: dict[str, list[Part]], named: set[str]) -> Iterator[Job
         if not named and num_params(part) > LARGE:
             continue
         for causal in (False, True):
-            label = f"{part.label}, causal={str(causal).lower()}"
             network = backbones.with_random_weights(build_backbone(part, causal))
-            for law in backbones.LAWS:
-                run = lambda law=law, network=network, label=label: findings_of(law, label, network)  # noqa: E731
-                yield Job(label, "", part.label, frozenset(), run)
+            yield from _job(named, backbones.LAWS, [part], network, setting=f"causal={str(causal).lower()}")
 
 
 def build_backbone(part: Part, causal: bool) -> Backbone:
@@ -388,12 +385,18 @@ def _with_schedules(parts: dict[str, list[Part]], group: str) -> Iterator[tuple[
             yield part, [] if schedule is None else [schedule]
 
 
-def _job(named: set[str], laws: Sequence[Law], involved: list[Part], *arguments: Any) -> Iterator[Job]:
-    """Yield the laws of involved[0] if a named part is involved; it stands under its name and those of named others."""
+def _job(
+    named: set[str], laws: Sequence[Law], involved: list[Part], *arguments: Any, setting: str = ""
+) -> Iterator[Job]:
+    """Yield the laws of involved[0] if a named part is involved.
+
+    It stands under its name, those of named others, and the setting that it is tested in, if there are several.
+    """
     main, *others = involved
     if named and not any(part.group in named for part in involved):
         return
-    label = ", ".join([main.label, *(part.label for part in others if part.group in named)])
+    shown = [main.label, *(part.label for part in others if part.group in named), setting]
+    label = ", ".join(filter(None, shown))
     paired = ", ".join(part.label for part in others if part.group not in named)
     rests_on = frozenset(part.label for part in others)
     for law in laws:

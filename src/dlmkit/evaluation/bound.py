@@ -33,7 +33,6 @@ def score_blocks(
         num_times: times of the grid; 1 for an exact objective.
     """
     num_parts, numbers = objective.num_times(batch.tokens.shape[1]), blocks.tolist()
-    on_cpu = batch.to("cpu")  # where noise is drawn, lest it depend on the device
 
     def asked(x_t: Tensor, t: Tensor, weight: Tensor) -> tuple[Predictor, Noised]:
         return objective.ask(network, batch, x_t, t), Noised(batch.tokens, x_t, t, batch.scored, weight)
@@ -49,9 +48,12 @@ def score_blocks(
 
     first, last = torch.zeros_like(nll), torch.zeros_like(nll)
     before, after = (0.0, 0.0) if objective.exact else process.left_out
+    # Noise is drawn on the CPU, lest it depend on the device.
     if before > ROUNDING:
-        x_t = corrupt_blocks(process, on_cpu, torch.zeros(len(batch), dtype=torch.float64), numbers, "reconstruction")
+        x_t = corrupt_blocks(
+            process, batch.to("cpu"), torch.zeros(len(batch), dtype=torch.float64), numbers, "reconstruction"
+        )
         first = reconstruction(objective, *at_end(0.0, x_t), process).sum(-1)
     if after > ROUNDING:
-        last = prior(objective, *at_end(1.0, pure_noise(process, on_cpu, numbers, "prior")), process).sum(-1)
+        last = prior(objective, *at_end(1.0, pure_noise(process, batch.to("cpu"), numbers, "prior")), process).sum(-1)
     return BlockScores(nll + first + last, first, last)

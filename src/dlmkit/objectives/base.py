@@ -79,6 +79,13 @@ class Objective(ABC):
         return 1.0
 
 
+def masked_share(process: ForwardProcess) -> float:
+    """Return the mean of 1 - alpha(t) over the copies of a block in training, for t uniform over [0, 1]."""
+    t = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
+    copies, _ = process.copies(t, torch.ones_like(t))
+    return float((1.0 - process.alpha(copies.flatten())).mean())
+
+
 def check_weighting(weighting: str, choices: tuple[str, ...], max_weight: float | None) -> None:
     """Refuse a weighting of the training loss that is unknown, or whose clip `max_weight` does not go with it.
 

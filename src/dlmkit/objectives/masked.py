@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dlmkit.objectives.base import Objective, at_positions, check_weighting, scatter
+from dlmkit.objectives.base import Objective, at_positions, check_weighting, masked_share, scatter
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.types import Noised, Predictor, TokenLoss
@@ -54,9 +54,7 @@ class Masked(Objective):
 
     def head_fraction(self, process: ForwardProcess) -> float:
         """Return the mean of 1 - alpha(t) over the copies of a block: the masked share when t is uniform."""
-        t = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
-        copies, _ = process.copies(t, torch.ones_like(t))
-        return float((1.0 - process.alpha(copies.flatten())).mean())
+        return masked_share(process)
 
     def _loss_weight(self, bound: Tensor) -> Tensor:
         if self.weighting == "constant":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmkit.objectives.base import Objective, at_positions, scatter
+from dlmkit.objectives.base import Objective, at_positions, masked_share, scatter
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.processes.score import SMALLEST_ALPHA, check_process, log_score
@@ -53,11 +53,7 @@ class ScoreEntropy(Objective):
 
     def head_fraction(self, process: ForwardProcess) -> float:
         """Return the masked share of the copies under absorbing noise, as clean positions are not looked at; else 1."""
-        if not isinstance(process, Absorbing):
-            return 1.0
-        t = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
-        copies, _ = process.copies(t, torch.ones_like(t))
-        return float((1.0 - process.alpha(copies.flatten())).mean())
+        return masked_share(process) if isinstance(process, Absorbing) else 1.0
 
     def _absorbing(self, prediction: Predictor, noised: Noised, process: Absorbing) -> tuple[Tensor, Tensor]:
         """Return (nll [N], where): sigma' r (sum of e^d - 1 - d(x_0)), as the true ratio is zero but at x_0."""

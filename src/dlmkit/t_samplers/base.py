@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from dlmkit.schedules.base import Schedule
+
 
 class TimeSampler(ABC):
     """Draws the times of one whole global batch (all ranks, all accumulation steps), float64 on the CPU.
@@ -65,6 +67,14 @@ def stretch(u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Map u in [0, 1) to t in (eps, 1]; the weight 1 - eps makes the mean the integral over [eps, 1]."""
     t = 1.0 - (1.0 - eps) * u
     return t, torch.full_like(t, 1.0 - eps)
+
+
+def even_in_alpha(
+    schedule: Schedule, top: float, bottom: float, num: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return stratified draws of alpha(t) from [bottom, top] as (t, weight), weight = (top - bottom) / -alpha'(t)."""
+    t = schedule.inverse(bottom + (top - bottom) * strata(num, generator))
+    return t, (top - bottom) / -schedule.derivative(t)
 
 
 def strata(num: int, generator: torch.Generator) -> Tensor:

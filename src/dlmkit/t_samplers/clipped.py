@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dlmkit.schedules.base import Schedule
-from dlmkit.t_samplers.base import TimeSampler, strata
+from dlmkit.t_samplers.base import TimeSampler, even_in_alpha
 
 
 class Clipped(TimeSampler):
@@ -47,8 +47,7 @@ class Clipped(TimeSampler):
     def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return draws with weight = (high - low) / -alpha'(t)."""
         top, bottom = self._alphas()
-        t = self.schedule.inverse(bottom + (top - bottom) * strata(num, generator))
-        return t, (top - bottom) / -self.schedule.derivative(t)
+        return even_in_alpha(self.schedule, top, bottom, num, generator)
 
     def _alphas(self) -> tuple[float, float]:
         """Return alpha where the range begins and where it ends."""

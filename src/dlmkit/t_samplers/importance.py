@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dlmkit.schedules.base import Schedule
-from dlmkit.t_samplers.base import TimeSampler, check_eps, strata
+from dlmkit.t_samplers.base import TimeSampler, check_eps, even_in_alpha
 
 
 class Importance(TimeSampler):
@@ -27,7 +27,4 @@ class Importance(TimeSampler):
     def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return draws with weight = (range of alpha) / -alpha'(t)."""
         ends = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        top, bottom = ends[0] - self.eps, ends[1]
-        alpha = bottom + (top - bottom) * strata(num, generator)
-        t = self.schedule.inverse(alpha)
-        return t, (top - bottom) / -self.schedule.derivative(t)
+        return even_in_alpha(self.schedule, float(ends[0]) - self.eps, float(ends[1]), num, generator)
