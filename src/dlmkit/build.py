@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
+from dlmkit.compatibility import Parts, check
+from dlmkit.config import conf_dir, nearest
 from dlmkit.data.module import BlockDataModule
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Sampler, check_agreement, check_blocks
+from dlmkit.samplers.base import Sampler
+
+AT_LEAST_ONE = (
+    "validation.every_steps",
+    "validation.check_times",
+    "validation.num_times",
+    "trainer.log_every_n_steps",
+)
 
 
 def build_data(config: DictConfig) -> BlockDataModule:
@@ -50,58 +59,70 @@ def build_process(config: DictConfig) -> ForwardProcess:
     return process
 
 
-def build_sampler(config: DictConfig, process: ForwardProcess) -> Sampler:
-    """Build the sampler, and refuse one that the objective's predictions do not fit."""
-    sampler: Sampler = instantiate(config.sampler)
-    objective: Objective = instantiate(config.objective)
-    check_agreement(objective.predicts, sampler, process)
-    check_blocks(objective.block_size, sampler)
+def build_sampler(config: DictConfig) -> Sampler[Any]:
+    """Build the sampler."""
+    sampler: Sampler[Any] = instantiate(config.sampler)
     return sampler
 
 
-def build_module(config: DictConfig, bytes_per_token: float | None) -> DiffusionLM:
-    """Build the LightningModule from every part of `config`, checking that they fit together."""
-    for key in (
-        "validation.every_steps",
-        "validation.check_times",
-        "validation.num_times",
-        "trainer.log_every_n_steps",
-    ):
-        if (value := OmegaConf.select(config, key)) < 1:
-            raise ValueError(f"{key} {value} is below 1: give at least 1")
+def named_sampler(name: str) -> Sampler[Any]:
+    """Build a sampler of conf/sampler with its default settings.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    choices = sorted(path.stem for path in (conf_dir() / "sampler").glob("*.yaml"))
+    if name not in choices:
+        raise ValueError(f"sampler={name} is unknown: choose one of {', '.join(choices)}{nearest(name, choices)}")
+    sampler: Sampler[Any] = instantiate(OmegaConf.load(conf_dir() / "sampler" / f"{name}.yaml"))
+    return sampler
+
+
+def build_objective(config: DictConfig) -> Objective[Any]:
+    """Build the objective."""
+    objective: Objective[Any] = instantiate(config.objective)
+    return objective
+
+
+def build_parts(config: DictConfig) -> Parts:
+    """Build all parts but the network, checking that they fit together.
+
+    Raises:
+        ValueError: they do not, or a part refuses its settings.
+    """
     process = build_process(config)
     check_token_id("process.mask_id", process.mask_id, config.vocab.size)
-    build_sampler(config, process)
-    objective: Objective = instantiate(config.objective)
-    objective.check(process)
-    objective.num_times(config.length)  # raises where blocks do not fill the length
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    parts = Parts(
+        process=process,
+        objective=build_objective(config),
+        corruption=instantiate(config.corruption),
+        sampler=build_sampler(config),
+        length=config.length,
+    )
+    check(parts)
+    return parts
+
+
+def build_module(config: DictConfig, bytes_per_token: float | None) -> DiffusionLM:
+    """Build the LightningModule from every part of `config`, checking that they fit together.
+
+    Raises:
+        ValueError: they do not, or a part refuses its settings.
+    """
+    for key in AT_LEAST_ONE:
+        if (value := OmegaConf.select(config, key)) < 1:
+            raise ValueError(f"{key} {value} is below 1: give at least 1")
+    parts = build_parts(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)  # the initial weights
     backbone = build_backbone(config)
     backbone.check_length(config.length)
-    if objective.block_size is not None and "context" not in signature(backbone.forward).parameters:
-        raise ValueError(
-            f"backbone={type(backbone).__name__.lower()} reads no clean context, which objective=block needs: take"
-            " backbone=hf or dit_tiny, or let its forward take `context` (see Backbone.reading)"
-        )
-    if None not in (process.mask_id, backbone.mask_id) and process.mask_id != backbone.mask_id:
-        raise ValueError(
-            f"process.mask_id {process.mask_id} is not backbone.mask_id {backbone.mask_id}: leave both to the tokenizer"
-        )
-    if backbone.causal != objective.exact:
-        name = type(objective).__module__.rpartition(".")[2]
-        raise ValueError(
-            f"causal={str(backbone.causal).lower()} does not fit objective={name}: an"
-            " autoregressive objective wants causal=true, a diffusion objective causal=false; family=NAME sets both"
-        )
-    if config.ar_weight < 0 or (config.ar_weight > 0 and (backbone.causal or not backbone.shift)):
-        raise ValueError(
-            f"ar_weight {config.ar_weight} wants to be at least 0, and above 0 a diffusion objective on a shifted"
-            " backbone (backbone.shift=true), whose outputs speak about the next token"
-        )
+    check(replace(parts, backbone=backbone, ar_weight=config.ar_weight))
+    assert parts.process is not None and parts.objective is not None and parts.corruption is not None
     module = DiffusionLM(
         backbone=backbone,
-        process=process,
-        objective=objective,
+        process=parts.process,
+        corruption=parts.corruption,
+        objective=parts.objective,
         t_sampler=instantiate(config.t_sampler),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_schedule=instantiate(config.lr_schedule),
@@ -111,7 +132,7 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         seed=config.seed,
     )
     try:
-        module.configure_optimizers()  # Lightning asks again; a setting that does not fit shows before a run begins
+        module.configure_optimizers()  # called again by Lightning; here unsuitable settings raise before a run begins
     except TypeError as error:
         raise ValueError(f"optimizer={config.optimizer._target_}: {error}") from error
     return module

@@ -1,7 +1,10 @@
-"""A network spread over several devices: every parameter split, gathered layer by layer when it is needed (FSDP2)."""
+"""A network sharded over several devices: parameters are gathered layer by layer when they are needed (FSDP2)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -11,13 +14,13 @@ from dlmkit.backbones.base import Backbone
 
 
 def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
-    """Split `backbone` over the mesh's data-parallel processes, in place, unless that was done before.
+    """Shard `backbone` over the mesh's data-parallel processes, in place, unless that was done before.
 
     Each of its layers is a unit, what is left (embeddings, head) another. The last unit stays gathered between forward
-    and backward, because the head runs after the network's own forward, where the objective asks for it.
+    and backward, because the head runs after the network's own forward, where the objective evaluates it.
 
     Raises:
-        ValueError: the mesh has tensor-parallel processes, over which nothing here is split.
+        ValueError: the mesh has tensor-parallel processes, which are not supported.
     """
     if mesh["tensor_parallel"].size() > 1:
         raise ValueError(
@@ -32,6 +35,18 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     fully_shard(backbone, mesh=data_parallel, reshard_after_forward=False)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be split over devices as a plain one."""
+def reduce_replicated(gradients: Sequence[Tensor], strategy: Strategy, mesh: DeviceMesh | None) -> None:
+    """Average, in place, the gradients that sharding does not: those of weights outside of the sharded network.
+
+    Without a mesh the strategy has averaged all gradients already.
+    """
+    if mesh is None:
+        return
+    for gradient in gradients:
+        if not isinstance(gradient, DTensor):
+            gradient.copy_(strategy.reduce(gradient, reduce_op="mean"))
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded over devices as a plain one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

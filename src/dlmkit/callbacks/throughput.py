@@ -1,4 +1,4 @@
-"""Lightning's throughput monitor, told what a batch is and what this machine can do."""
+"""Lightning's throughput monitor, with the tokens of a batch and the peak rate of this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Throughput(ThroughputMonitor):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, DiffusionLM)
-        num_copies = pl_module.process.num_copies
+        num_copies = pl_module.corruption.num_copies
         self.batch_size_fn = lambda batch: num_copies * len(batch)
         self.length_fn = lambda batch: num_copies * _num_tokens(batch)
         if self.available_flops is None and trainer.strategy.root_device.type == "cpu":

@@ -113,6 +113,7 @@ def train(
         return finished
     parent = starting_run(config, run_dir, overrides)
 
+    from dlmkit import budget
     from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
     from dlmkit.callbacks.record import RunRecord
     from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
@@ -123,12 +124,7 @@ def train(
     if parent is not None:
         load_backbone_weights(module.backbone, parent)
     parent_summary = None if parent is None else runs.read_summary(runs.checkpoint_of(parent)[0])
-    flops_per_token = module.backbone.flops_per_token(config.length, module.objective.head_fraction(module.process))
-    if module.objective.num_times(config.length) > 1:  # the clean half of the pass
-        flops_per_token += module.backbone.flops_per_token(config.length, head_fraction=0.0)
-    flops_per_token *= module.process.num_copies
-    if config.ar_weight:
-        flops_per_token += module.backbone.flops_per_token(config.length, head_fraction=1.0)
+    flops_per_token = budget.flops_per_token(module, config.length)
     facts = describe(config, run_dir, choices, parent_summary, module, data)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     record = RunRecord(
@@ -137,7 +133,7 @@ def train(
         {key: value for key, value in flatten({**resolved, **choices}) if _is_scalar(value)},
         flops_per_token,
         config.batch.size * config.length,
-        module.process.num_copies,
+        module.corruption.num_copies,
     )
     module.flops_per_batch = flops_per_token * config.batch.micro_size * config.length
     progress = first and console.is_terminal
@@ -229,6 +225,7 @@ def describe(
         "backbone": choices["backbone"],
         "sampler": choices["sampler"],
         "t_sampler": choices["t_sampler"],
+        "corruption": choices["corruption"],
         "data": choices["data"],
         "params": module.backbone.num_params,
         "init_from": None if parent is None else parent["name"],

@@ -1,7 +1,7 @@
-"""What a network reads in one pass over [x_t | x_0]: every noisy block beside the clean blocks before it.
+"""The input of one pass over [x_t | x_0] in block diffusion: every noisy block beside the clean blocks before it.
 
-Positions p are those of the plain reading of a block of text: 0 .. M - 1, M = L, or L + 1 with a prepended BOS. A slot
-is one place in the input of the pass; several slots may stand for one position. Q slots in all.
+Positions p are those of the plain input: 0 .. M - 1, M = L, or L + 1 with a prepended BOS. A slot is one place in the
+input of the pass; several slots may stand for one position. Q slots in all.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Layout:
         positions: int64 [Q], the position that each slot stands for.
         clean: bool [Q], whether the slot holds the clean token of its position rather than the noisy one.
         blocks: int64 [Q], the block that each slot belongs to.
-        is_context: bool [Q]; slots whose outputs nobody asks for.
-        mask: who sees whom, [1, 1, Q, Q].
-        outputs: int64 [L], the slot whose output speaks about each token; 0 where none does.
+        is_context: bool [Q]; clean slots, whose outputs are not used.
+        mask: attention mask [1, 1, Q, Q].
+        outputs: int64 [L], the slot whose output predicts each token; 0 where none does.
     """
 
     positions: Tensor
@@ -37,15 +37,15 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # kept for steps with gradients too, whoever asks first
+@torch.inference_mode(False)  # cached: steps with gradients use it too, whatever call comes first
 def block_layout(length: int, block_size: int, shift: bool, has_bos: bool, last: bool, device: torch.device) -> Layout:
     """Return the layout for `length` tokens in blocks of `block_size`.
 
     Block b has tokens [b S, (b + 1) S). Without a shift its noisy slots are these. With a shift the output for token i
-    is at the input position before it, so that they begin one position earlier, with what the block before ended on:
-    for b > 0 that token is clean. A noisy slot sees its own block's noisy slots, and the clean slots of all positions
-    before the block's first; a clean slot sees the clean slots of its own block and those before. So a clean slot knows
-    nothing of any noise, and a noisy one nothing of its own block's clean tokens or of what comes after.
+    is at the input position before it, so that they begin one position earlier, at the last token of the block before:
+    for b > 0 that token is clean. A noisy slot attends to its own block's noisy slots, and to the clean slots of all
+    positions before the block's first; a clean slot attends to the clean slots of its own block and those before. So no
+    clean slot depends on any noise, and no noisy one on its own block's clean tokens or on later blocks.
 
     Args:
         length: L.

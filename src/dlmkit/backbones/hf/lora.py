@@ -11,21 +11,21 @@ from transformers import PreTrainedModel
 def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> Any:
     """Freeze `model` but for adapters on all its linear layers (not the head), in place; return peft's handle on it.
 
-    Source: arXiv 2106.09685; arXiv 2410.17891, appendix B.4 (rank 8 on all linear layers, embeddings trained whole).
+    Source: arXiv 2106.09685; arXiv 2410.17891, appendix B.4 (rank 8 on all linear layers, embeddings trained fully).
 
     Args:
         model: changed in place; its classes and its forward stay.
         rank: of the adapters, at least 1.
         alpha: the update is scaled by alpha / rank.
         dropout: on the adapters' input, in [0, 1).
-        train_embeddings: also train the token embeddings, whole: a new mask token has to be learned.
+        train_embeddings: also train the token embeddings, fully: a new mask token has to be learned.
 
     Raises:
         ValueError: peft is not installed, or a value out of range.
     """
     if rank < 1 or alpha <= 0 or not 0.0 <= dropout < 1.0:
         raise ValueError(
-            f"backbone.lora: rank {rank}, alpha {alpha}, dropout {dropout} want to be at least 1, above 0 and in [0, 1)"
+            f"backbone.lora: rank {rank}, alpha {alpha}, dropout {dropout} must be at least 1, above 0 and in [0, 1)"
         )
     try:
         from peft import LoraConfig, LoraModel

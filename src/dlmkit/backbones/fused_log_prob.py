@@ -1,23 +1,18 @@
-"""What a network says about the clean tokens, evaluated only where somebody asks.
+"""The log-probability of chosen tokens under a linear head, fused with its gradient: [N, V] is never stored.
 
-A backbone hands over hidden states and its output head; the head is a [D, V] product and, with 50k tokens, the most
-expensive part of a small model. Objectives ask for it at the positions they score (the masked ones, for absorbing
-noise), so [B, L, V] is never built.
+Shapes: N positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**24
-"""Logits that `map_logits` holds at a time, in rows of V (64 MiB in float32)."""
+"""Logits in memory at a time, in rows of V (64 MiB in float32)."""
 
 TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 """Logits that `token_log_prob` holds at a time: on a CPU what stays in its cache, on a GPU what keeps it busy."""
@@ -26,120 +21,31 @@ ROWS_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """The same where the weights of the log-probabilities are known: whole rows of the vocabulary."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """An output head: logits = cap * tanh(scale * (hidden @ weight.T + bias) / cap).
-
-    Attributes:
-        weight: [V, D], often tied to the input embedding.
-        bias: [V] or ``None``.
-        scale: factor on the logits (Granite divides by ``logits_scaling``, Cohere multiplies by ``logit_scale``).
-        softcap: the bound of Gemma 2's tanh, or ``None``.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return logits [N, V] in float32 for hidden [N, D]."""
-        logits = F.linear(
-            hidden, self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype)
-        )
-        return self.transform(logits.float())
-
-    def transform(self, logits: Tensor) -> Tensor:
-        """Apply scale and soft cap, in place, to raw logits."""
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the fused log-probability applies (no soft cap)."""
-        return self.softcap is None
-
-
-class Prediction:
-    """Hidden states plus head, as a :class:`dlmkit.types.Predictor`.
+def fused_log_prob(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    value_weight: Tensor | None,
+    mask_id: int | None,
+    scale: float,
+) -> Tensor:
+    """Return log softmax(scale * (hidden @ weight.T + bias))[tokens], float32 [N], the mask token excluded.
 
     Args:
-        hidden: [B, L, D]; row i speaks about token i, whatever alignment the network has inside.
-        head: the output head.
-        mask_id: id whose logit is -inf in every prediction (a clean token is never the mask), or ``None``.
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or ``None``.
+        tokens: int64 [N].
+        value_weight: [N], the factor of each value in the loss, up to a common one; with it, and gradients on, the
+            gradient is computed in the forward pass. ``None``: it is recomputed in the backward pass.
+        mask_id: id whose logit is -inf, or ``None``.
+        scale: factor on the logits.
     """
-
-    def __init__(self, hidden: Tensor, head: Head, mask_id: int | None) -> None:
-        self.hidden = hidden
-        self.head = head
-        self.mask_id = mask_id
-
-    @property
-    def vocab_size(self) -> int:
-        """V, mask token included."""
-        return self.head.weight.shape[0]
-
-    def logits(self, where: Tensor) -> Tensor:
-        """Return float32 logits [N, V] at the True entries of `where` (bool [B, L]), the mask token at -inf."""
-        return self._logits(self.hidden[where])
-
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens), float32 [N], at the True entries of `where`; the head runs there alone, in chunks.
-
-        Args:
-            tokens: int64 [B, L].
-            where: bool [B, L].
-            weight: [N], what the loss will multiply each value by, up to one common factor. Where it is known, the
-                head's gradient is made in the forward pass, without a second look at the logits.
-        """
-        targets = tokens[where]
-        if self.head.is_linear:
-            head = self.head
-            if weight is not None and torch.is_grad_enabled():
-                weight = weight.detach().float()
-                return _WeightedLogProb.apply(
-                    self.hidden[where], head.weight, head.bias, targets, weight, self.mask_id, head.scale
-                )
-            return _FusedLogProb.apply(self.hidden[where], head.weight, head.bias, targets, self.mask_id, head.scale)
-
-        def pick(logits: Tensor, target: Tensor) -> Tensor:
-            return logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
-
-        return self.map_logits(pick, where, targets)
-
-    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
-        """Return function(logits [n, V], *arguments [n]) -> [n], over the True entries of `where`, in chunks.
-
-        With gradients on, each chunk is recomputed in the backward pass, so memory stays at one chunk.
-        """
-        hidden = self.hidden[where]
-        rows = chunk_rows(self.vocab_size)
-        if hidden.shape[0] <= rows:
-            return function(self._logits(hidden), *arguments)
-
-        def one_chunk(hidden: Tensor, *arguments: Tensor) -> Tensor:
-            return function(self._logits(hidden), *arguments)
-
-        pieces = zip(hidden.split(rows), *(argument.split(rows) for argument in arguments), strict=True)
-        if not torch.is_grad_enabled():
-            return torch.cat([one_chunk(*piece) for piece in pieces])
-        return torch.cat([checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces])
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self.head(hidden)
-        if self.mask_id is None:
-            return logits
-        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool, device=logits.device)
-        forbidden[self.mask_id] = True
-        return logits.masked_fill(forbidden, float("-inf"))
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """How many rows of logits are held at once."""
-    return max(64, CHUNK_ELEMENTS // vocab_size)
+    if value_weight is not None and torch.is_grad_enabled():
+        value_weight = value_weight.detach().float()
+        return _WeightedLogProb.apply(hidden, weight, bias, tokens, value_weight, mask_id, scale)
+    return _FusedLogProb.apply(hidden, weight, bias, tokens, mask_id, scale)
 
 
 class _FusedLogProb(torch.autograd.Function):
@@ -260,7 +166,10 @@ class _WeightedLogProb(torch.autograd.Function):
         if ctx.made is None or factor is None:
             made = _recomputed(hidden, weight, bias, tokens, log_sums, grad, ctx)
             return *made, None, None, None, None
-        (grad_hidden, grad_weight, grad_bias), ctx.made = ctx.made, None  # scaled in place, so gone for a second time
+        (grad_hidden, grad_weight, grad_bias), ctx.made = (
+            ctx.made,
+            None,
+        )  # scaled in place: a second backward pass recomputes
         for one in (grad_weight, grad_bias):
             if one is not None:
                 one.mul_(factor)

@@ -1,11 +1,12 @@
-"""What is known of each family of causal LMs: kernels, windows, and what it does to its logits.
+"""Properties of each family of causal LMs: kernels, windows, and how its logits are transformed.
 
-A family is listed here once the tests (tests/laws/test_backbones.py, tests/backbones/test_families.py) have seen it
-turn bidirectional by `config.is_causal = False`, stay causal otherwise, and keep packed documents apart.
+A family is listed here once the tests (tests/laws/test_backbones.py, tests/backbones/test_families.py) have shown that
+it turns bidirectional by `config.is_causal = False`, stays causal otherwise, and masks packed documents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -22,31 +23,47 @@ class Family:
     """One transformers model type.
 
     Attributes:
-        kernels: attention implementations that obey.
-        divides_logits: whether the model divides its logits by `config.logits_scaling`.
-        caps_logits: whether `config.final_logit_softcapping` bounds its logits.
-        window: which layers see a window of `config.sliding_window` positions only: "none", "all", or "by_layer" as
-            `config.layer_types` says. Bidirectional, a window reaches as far to both sides.
+        kernels: attention implementations that apply the mask correctly.
+        logit_scale: factor on the model's logits, from its configuration.
+        softcap: bound of the model's logits (a tanh), from its configuration, or ``None``.
+        window: which layers attend to a window of `config.sliding_window` positions only: "none", "all", or "by_layer"
+            as `config.layer_types` says. Bidirectional, a window reaches as far to both sides.
         takes_positions: whether positions must be given, because the model would derive them from its mask.
-        activation: the configuration's key of the activation, where it may be "gelu_new": transformers spells that one
-            out in six operations, and torch's "gelu_pytorch_tanh" is the same function in one.
+        activation: the configuration's key of the activation, where it may be "gelu_new": transformers implements that
+            one in six operations, and torch's "gelu_pytorch_tanh" is the same function in one.
+        problem: why a configuration of the family is refused, with the remedy, or ``None`` where it is supported.
     """
 
     kernels: tuple[str, ...] = KERNELS
-    divides_logits: bool = False
-    caps_logits: bool = False
+    logit_scale: Callable[[PretrainedConfig], float] = lambda config: 1.0
+    softcap: Callable[[PretrainedConfig], float | None] = lambda config: None
     window: str = "none"
     takes_positions: bool = False
     activation: str | None = None
+    problem: Callable[[PretrainedConfig], str | None] = lambda config: None
+
+
+def _softcap(config: PretrainedConfig) -> float | None:
+    cap: float | None = config.final_logit_softcapping
+    return cap
+
+
+def _alibi(config: PretrainedConfig) -> str | None:
+    if not config.alibi:
+        return None
+    return (
+        "with alibi=true biases its scores by the distance to the left only: take a Falcon with rotary positions"
+        " (alibi=false)"
+    )
 
 
 FAMILIES = {
-    "falcon": Family(kernels=NOT_FLEX),
-    "gemma2": Family(kernels=("eager",), caps_logits=True, window="by_layer"),  # sdpa has no soft-capping of scores
-    "gemma3_text": Family(caps_logits=True, window="by_layer"),
+    "falcon": Family(kernels=NOT_FLEX, problem=_alibi),
+    "gemma2": Family(kernels=("eager",), softcap=_softcap, window="by_layer"),  # sdpa has no soft-capping of scores
+    "gemma3_text": Family(softcap=_softcap, window="by_layer"),
     "gpt2": Family(kernels=NOT_FLEX, activation="activation_function"),
     "gpt_neox": Family(),
-    "granite": Family(divides_logits=True),
+    "granite": Family(logit_scale=lambda config: 1.0 / float(config.logits_scaling)),
     "llama": Family(),
     "mistral": Family(window="all"),
     "olmo": Family(),
@@ -62,20 +79,19 @@ FAMILIES = {
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Return what is known of the model type of `config`.
+    """Return the family of `config`.
 
     Raises:
-        ValueError: nothing is, or the model is known not to be a causal LM that turns bidirectional.
+        ValueError: a model type that is not listed, or a configuration that does not turn bidirectional.
     """
     model_type = config.model_type
-    if model_type in FAMILIES:
-        if model_type == "falcon" and config.alibi:
-            raise ValueError(
-                "model type 'falcon' with alibi=true biases its scores by a distance to the left only: take a Falcon"
-                " with rotary positions (alibi=false)"
-            )
-        return FAMILIES[model_type]
-    raise ValueError(f"model type {model_type!r} {_reason(config)}: choose one of {', '.join(FAMILIES)}")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model type {model_type!r} {_reason(config)}: choose one of {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    problem = family.problem(config)
+    if problem is not None:
+        raise ValueError(f"model type {model_type!r} {problem}")
+    return family
 
 
 def _reason(config: PretrainedConfig) -> str:
@@ -84,7 +100,7 @@ def _reason(config: PretrainedConfig) -> str:
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "is a masked LM, bidirectional already, and has no next-token head to keep"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "has not been seen to turn bidirectional by config.is_causal without a leak between documents"
+        return "is not tested to turn bidirectional by config.is_causal without a leak between documents"
     return "is no causal LM of transformers"
 
 
@@ -94,24 +110,13 @@ def fuse_activation(family: Family, config: PretrainedConfig) -> None:
         setattr(config, family.activation, "gelu_pytorch_tanh")
 
 
-def logit_scale(family: Family, config: PretrainedConfig) -> float:
-    """Return the factor that the model puts on its logits."""
-    return 1.0 / float(config.logits_scaling) if family.divides_logits else 1.0
-
-
-def softcap(family: Family, config: PretrainedConfig) -> float | None:
-    """Return the bound of the model's logits, or ``None``."""
-    cap: float | None = config.final_logit_softcapping if family.caps_logits else None
-    return cap
-
-
 def with_windows(mask: Mask, family: Family, config: PretrainedConfig, causal_past: bool) -> Mask | dict[str, Mask]:
-    """Return `mask` as the model wants it, cut to its windows: one for all layers, or by kind.
+    """Return `mask` restricted to the model's windows: one mask for all layers, or one for each kind of layer.
 
     transformers builds windows itself only where no mask is given.
 
     Args:
-        mask: who sees whom.
+        mask: attention mask.
         family: the model's.
         config: the model's.
         causal_past: whether the window counts the query itself, as in transformers' causal windows (the key is less

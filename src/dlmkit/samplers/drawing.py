@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p: how a distribution is sharpened before it is drawn from."""
+"""Drawing tokens: temperature, top-k and top-p, and exact categorical draws."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from torch import Tensor
 
 
 class Filter:
-    """Sharpens logits: temperature first, then top-k, then top-p.
+    """Sharpens a distribution: temperature first, then top-k, then top-p.
 
     Args:
         temperature: > 0; below 1 sharper. 0 means argmax.
         top_k: keep the k most likely tokens; ``None`` keeps all.
         top_p: keep the smallest set whose probability reaches top_p, in (0, 1]; the token that crosses it is kept.
+
+    Raises:
+        ValueError: a value outside of its range.
     """
 
     def __init__(self, temperature: float, top_k: int | None, top_p: float) -> None:
-        if temperature < 0:
+        if not 0 <= temperature < float("inf"):
             raise ValueError(
-                f"temperature {temperature} is negative: use 1 for the model's own distribution, 0 for argmax"
+                f"temperature {temperature} is not a number of at least 0: use 1 for the model's own distribution, 0 for argmax"
             )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k {top_k} is below 1: give the number of tokens to keep, or null for all")
@@ -58,7 +61,7 @@ def categorical(probs: Tensor, generator: torch.Generator) -> Tensor:
     """Draw one id per row, int64 [N], from unnormalised probabilities [N, V].
 
     An exponential race in float64: argmax of p / E with E ~ Exp(1) has exactly the right law, and unlike Gumbel noise
-    made from a float32 uniform it does not cut off the tail.
+    made from a float32 uniform it does not truncate the tail.
     """
     race = torch.empty(probs.shape, dtype=torch.float64, device=probs.device).exponential_(generator=generator)
     return (probs.double() / race.clamp_min_(torch.finfo(torch.float64).tiny)).argmax(-1)
