@@ -117,7 +117,9 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     backbone = build_backbone(config)
     backbone.check_length(config.length)
     check(replace(parts, backbone=backbone, ar_weight=config.ar_weight))
-    assert parts.process is not None and parts.objective is not None and parts.corruption is not None
+    assert parts.process is not None
+    assert parts.objective is not None
+    assert parts.corruption is not None
     module = DiffusionLM(
         backbone=backbone,
         process=parts.process,

@@ -58,7 +58,7 @@ def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
 
         (convert.export_main if options.command == "export" else convert.import_main)(options)
     elif options.command == "check":
-        from dlmkit.commands.check import main as check
+        from dlmkit.commands.check.run import main as check
 
         return check(options.parts, options.json)
     elif options.command == "doctor":
@@ -145,7 +145,7 @@ def _add_convert(commands: argparse._SubParsersAction[Any]) -> None:
 def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
     check = commands.add_parser(
         "check",
-        help="whether a schedule, process, objective, time sampler, sampler or backbone is correct",
+        help="whether a schedule, process, corruption, objective, time sampler, sampler or backbone is correct",
         usage="dlmkit check [part=name ...] [part.key=value ...] [--json FILE]",
         description="Runs the laws on the parts that are named, or on all: alpha falls from 1 to 0, posteriors are"
         " Bayes', with the exact predictor the bound is -log p(x) and samples have the data's distribution, and more."
@@ -156,8 +156,8 @@ def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
         "parts",
         nargs="*",
         metavar="part=name",
-        help="schedule, process, objective, t_sampler, sampler or backbone, by its name in conf/ or its class's import"
-        " path; several with commas",
+        help="schedule, process, corruption, objective, t_sampler, sampler or backbone, by its name in conf/ or its"
+        " class's import path; several with commas",
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
 

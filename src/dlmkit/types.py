@@ -179,8 +179,9 @@ class Denoiser(Protocol):
     :class:`dlmkit.prefix.RereadsPrefix` implements `prefill` for a denoiser that keeps no activations.
     """
 
-    supports_cache: bool
-    """Whether `prefill` computes anything; otherwise a call with a cache reads the prefix again."""
+    @property
+    def supports_cache(self) -> bool:
+        """Whether `prefill` computes anything; otherwise a call with a cache reads the prefix again."""
 
     def __call__(self, inputs: NetworkInput) -> Prediction:
         """Return the prediction at the positions of `inputs.x_t`."""

@@ -305,7 +305,7 @@ def _check_kernel(attention: str, dropout: float) -> None:
 class _Linear(nn.Linear):
     """Weights from N(0, 0.02^2), bias zero.
 
-    In ``reset_parameters``, which Lightning calls, so that a model built on the meta device has the same initialisation.
+    In ``reset_parameters``, which Lightning calls, so that a model built on the meta device is initialised alike.
     """
 
     std = INIT_STD

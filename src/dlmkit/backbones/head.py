@@ -83,8 +83,8 @@ class HeadPrediction:
         Args:
             tokens: int64 [B, L].
             where: bool [B, L].
-            weight: [N], the factor of each value in the loss, up to a common one. Where it is known, the head's gradient
-                is computed in the forward pass, without recomputing the logits.
+            weight: [N], the factor of each value in the loss, up to a common one. Where it is given, the head's
+                gradient is computed in the forward pass, without recomputing the logits.
         """
         targets = tokens[where]
         if self.head.is_linear:

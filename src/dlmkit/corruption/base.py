@@ -27,7 +27,7 @@ class Corruption(Part, ABC):
 
     group = "corruption"
 
-    requires: type[ForwardProcess] = ForwardProcess
+    requires: type[ForwardProcess] = ForwardProcess  # type: ignore[type-abstract]
     """The processes whose noise can be drawn this way."""
 
     num_copies: int = 1

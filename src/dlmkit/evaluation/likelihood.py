@@ -18,7 +18,7 @@ class Likelihood:
 
     Attributes:
         nll: nats per token.
-        stderr: standard error of `nll` over validation sequences; it contains the variation of the text and of the noise.
+        stderr: standard error of `nll` over validation sequences; it contains the variation of text and noise.
         num_tokens: scored tokens.
         reconstruction: the part of `nll` that is the bound's term at t = 0, nats per token.
         prior: the part that is its term at t = 1.
@@ -48,8 +48,8 @@ class LikelihoodMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # number of sequences, sum y, sum y^2, sum x, sum x^2, sum xy with y = a sequence's nll and x = its scored tokens;
-        # the boundary terms, which are part of y
+        # number of sequences, sum y, sum y^2, sum x, sum x^2, sum xy with y = a sequence's nll and x = its scored
+        # tokens; the boundary terms, which are part of y
         self.add_state("sums", torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, scores: SequenceScores, num_tokens: Tensor) -> None:

@@ -28,7 +28,7 @@ class Objective(Part, ABC, Generic[P]):
     parameterization: Parameterization
     """What the network's output means."""
 
-    requires: type[ForwardProcess] = ForwardProcess
+    requires: type[ForwardProcess] = ForwardProcess  # type: ignore[type-abstract]
     """The processes that the formula holds for; always one with noise, unless `exact`."""
 
     exact: bool = False

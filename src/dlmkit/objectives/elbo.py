@@ -48,7 +48,7 @@ def integrand(q: Tensor, p: Tensor, z: Tensor, rate: Tensor) -> Tensor:
     """Return rate / q(z) * [KL(q || p) + q(z)/p(z) - log(q(z)/p(z)) - 1], [N], from q and p [N, V], z and rate [N]."""
     kl = torch.where(q > 0, q * (q.clamp_min(1e-300).log() - p.clamp_min(1e-300).log()), 0.0).sum(-1)
     q_z, p_z = q.gather(-1, z[:, None])[:, 0], p.gather(-1, z[:, None])[:, 0]
-    # Where the chain cannot have jumped (rate 0: a clean token under absorbing noise) the integrand is zero, whatever p is.
+    # Where the chain cannot have jumped (rate 0: a clean token under absorbing noise) the integrand is 0 for any p.
     jumps = rate > 0
     ratio = torch.where(jumps, q_z / torch.where(jumps, p_z, 1.0), 1.0)
     return torch.where(jumps, rate / q_z * (kl + ratio - ratio.log() - 1.0), 0.0)

@@ -54,7 +54,7 @@ class HybridElbo(Objective[Hybrid]):
         where = noised.scored
         x_0, z = noised.x_0[where], noised.x_t[where]
         alpha64, at_mask64, mass64 = process.shares(noised.t)
-        # The mass at tokens is zero without uniform noise, and its logarithm is taken: the smallest float32 replaces it.
+        # The mass at tokens is 0 without uniform noise, and its logarithm is taken: the smallest float32 replaces it.
         values = (noised.t, alpha64, at_mask64, mass64.clamp_min(_SMALLEST))
         t, alpha, at_mask, mass = (at_positions(value, where) for value in values)
         into_mask, into_token = (at_positions(rate, where) for rate in process.rates(noised.t))

@@ -149,7 +149,10 @@ class ForwardProcess(Part, ABC):
 
     def may_change(self, x_t: Tensor) -> Tensor:
         """Return bool, same shape as x_t: where a reverse step may change the token at all."""
-        return x_t == self.mask_id if self.mask_only else torch.ones_like(x_t, dtype=torch.bool)
+        if not self.mask_only:
+            return torch.ones_like(x_t, dtype=torch.bool)
+        assert self.mask_id is not None
+        return x_t == self.mask_id
 
 
 class InterpolatingProcess(ForwardProcess, ABC):

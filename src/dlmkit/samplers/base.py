@@ -64,7 +64,7 @@ class Sampler(Part, ABC, Generic[S]):
         """
         if not settings:
             return self
-        known = {field.name for field in fields(self)} if is_dataclass(self) else set()
+        known: set[str] = {field.name for field in fields(self)} if is_dataclass(self) else set()
         for key in settings:
             if key not in known:
                 raise ValueError(f"{self.label} has no {key}: it has {', '.join(sorted(known)) or 'no settings'}")

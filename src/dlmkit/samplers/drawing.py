@@ -21,7 +21,8 @@ class Filter:
     def __init__(self, temperature: float, top_k: int | None, top_p: float) -> None:
         if not 0 <= temperature < float("inf"):
             raise ValueError(
-                f"temperature {temperature} is not a number of at least 0: use 1 for the model's own distribution, 0 for argmax"
+                f"temperature {temperature} is not a number of at least 0: use 1 for the model's own distribution, 0"
+                " for argmax"
             )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k {top_k} is below 1: give the number of tokens to keep, or null for all")
