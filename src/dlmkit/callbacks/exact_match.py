@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlmkit.data.pairs import Pair, PairsDataModule
+from dlmkit.data.corpora.pairs import Pair, PairsCorpus
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
 from dlmkit.samplers.base import Sampler, generate
@@ -53,30 +53,30 @@ class ExactMatch(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer and log."""
         assert isinstance(pl_module, DiffusionLM)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PairsDataModule):
+        corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        if not isinstance(corpus, PairsCorpus):
             raise ValueError("callbacks.exact_match needs prompts with answers: set data=pairs")
-        right = self.answered(pl_module, data)
+        right = self.answered(pl_module, corpus)
         pl_module.log("val/exact_match", right, rank_zero_only=True)
 
-    def answered(self, module: DiffusionLM, data: PairsDataModule) -> float:
+    def answered(self, module: DiffusionLM, corpus: PairsCorpus) -> float:
         """Return the share of right answers."""
-        pairs = data.val_pairs[: self.num_pairs]
+        pairs = corpus.val_pairs[: self.num_pairs]
         by_length: dict[int, list[tuple[list[int], Pair]]] = defaultdict(list)
         for pair in pairs:
-            prompt = data.encode_prompt(pair.prompt, room=data.length // 2)
+            prompt = corpus.encode_prompt(pair.prompt, room=corpus.length // 2)
             by_length[len(prompt)].append((prompt, pair))
         right = 0
         for group in by_length.values():
             for start in range(0, len(group), self.batch_size):
                 some = group[start : start + self.batch_size]
-                texts = self._respond(module, data, [prompt for prompt, _ in some])
+                texts = self._respond(module, corpus, [prompt for prompt, _ in some])
                 right += sum(map(self._is_right, texts, [pair for _, pair in some]))
         return right / len(pairs)
 
-    def _respond(self, module: DiffusionLM, data: PairsDataModule, prompts: list[list[int]]) -> list[str]:
+    def _respond(self, module: DiffusionLM, corpus: PairsCorpus, prompts: list[list[int]]) -> list[str]:
         given = torch.tensor(prompts, device=module.device)
-        tokens = torch.zeros(len(prompts), data.length, dtype=torch.int64, device=module.device)
+        tokens = torch.zeros(len(prompts), corpus.length, dtype=torch.int64, device=module.device)
         tokens[:, : given.shape[1]] = given
         fixed = torch.zeros_like(tokens, dtype=torch.bool)
         fixed[:, : given.shape[1]] = True
@@ -84,7 +84,7 @@ class ExactMatch(pl.Callback):
         with module.backbone.attending(1.0):
             canvas = Canvas(tokens, fixed)
             filled = generate(module.backbone, module.process, self.sampler, canvas, self.num_steps, generator)
-        return [data.decode(_until(row, data.tokenizer.eos_id)) for row in filled.tokens[:, given.shape[1] :]]
+        return [corpus.decode(_until(row, corpus.tokenizer.eos_id)) for row in filled.tokens[:, given.shape[1] :]]
 
     def _is_right(self, text: str, pair: Pair) -> bool:
         return answer_of(text, self.marker) == answer_of(pair.response, self.marker) != ""

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dlmkit.data.module import BlockDataModule
+from dlmkit.data.corpora.base import Corpus
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
 from dlmkit.samplers.base import Sampler, generate
@@ -59,12 +59,12 @@ class SampleLogger(pl.Callback):
             return
         self.last_step = trainer.global_step
         assert isinstance(pl_module, DiffusionLM)
-        canvas = self._canvas(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        canvas = self._canvas(pl_module, trainer.datamodule.corpus)  # type: ignore[attr-defined]
         num_steps = self.sampler.num_steps(canvas, self.num_steps)
         rows = self._fill(pl_module, canvas)  # on every rank, since a network may be split over all of them
         if trainer.global_rank != 0:
             return
-        texts = [trainer.datamodule.decode(row) for row in rows]  # type: ignore[attr-defined]
+        texts = [trainer.datamodule.corpus.decode(row) for row in rows]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
@@ -80,12 +80,12 @@ class SampleLogger(pl.Callback):
         path = folder / f"step_{trainer.global_step:07d}.json"
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
-    def _canvas(self, module: DiffusionLM, data: BlockDataModule) -> Canvas:
+    def _canvas(self, module: DiffusionLM, corpus: Corpus) -> Canvas:
         shape = (self.num_samples, self.length)
         fixed = torch.zeros(shape, dtype=torch.bool, device=module.device)
         tokens = torch.zeros(shape, dtype=torch.int64, device=module.device)
         if not module.backbone.predicts_first:  # then the first token is given: the start of a document
-            eos_id = data.vocabulary.eos_id
+            eos_id = corpus.vocabulary.eos_id
             assert eos_id is not None
             tokens[:, 0], fixed[:, 0] = eos_id, True
         return Canvas(tokens, fixed)
