@@ -82,8 +82,16 @@ def test_a_tokenizer_is_fitted_to_the_training_documents_of_all_sources(tmp_path
 def test_bad_mixtures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sources is empty"):
         MixtureCorpus({}, Bytes(), **SETTINGS)
-    with pytest.raises(ValueError, match=r"data.sources.a.weight 0 is not positive"):
-        MixtureCorpus({"a": {"weight": 0, "source": source(tmp_path, "a", 5)}}, Bytes(), **SETTINGS)
-    for entry, missing in (({"source": source(tmp_path, "a", 5)}, "weight"), ({"weight": 1}, "source")):
-        with pytest.raises(ValueError, match=rf"data.sources.a has \w+ only: give data.sources.a.{missing} too"):
+    for weight in (0, "much"):
+        with pytest.raises(ValueError, match=rf"data.sources.a.weight {weight} is not a positive number"):
+            MixtureCorpus({"a": {"weight": weight, "source": source(tmp_path, "a", 5)}}, Bytes(), **SETTINGS)
+    text = source(tmp_path, "a", 5)
+    for entry, found in (
+        ({"source": text}, "source"),
+        ({"weight": 1}, "weight"),
+        ({"source": text, "weight": 1, "share": 2}, "source, weight, share"),
+        (3, "3"),
+        ({}, "nothing"),
+    ):
+        with pytest.raises(ValueError, match=f"data.sources.a has {found}: give it a source and a weight"):
             MixtureCorpus({"a": entry}, Bytes(), **SETTINGS)

@@ -41,7 +41,7 @@ class MixtureCorpus(TokenizedCorpus):
             :class:`dlmkit.data.corpora.text.TextCorpus`.
 
     Raises:
-        ValueError: no source, one without a weight, or a weight that is not positive.
+        ValueError: no source, an entry that is not a source and a weight, or a weight that is not positive.
     """
 
     def __init__(
@@ -164,11 +164,11 @@ def _check(sources: Mapping[str, Mapping[str, Any]]) -> None:
     if not sources:
         raise ValueError("data.sources is empty: give at least one name with a source and a weight")
     for name, entry in sources.items():
-        if missing := {"source", "weight"} - set(entry):
+        if not isinstance(entry, Mapping) or set(entry) != {"source", "weight"}:
+            found = (", ".join(map(str, entry)) or "nothing") if isinstance(entry, Mapping) else entry
+            raise ValueError(f"data.sources.{name} has {found}: give it a source and a weight, and nothing else")
+        weight = entry["weight"]
+        if not isinstance(weight, (int, float)) or not weight > 0:
             raise ValueError(
-                f"data.sources.{name} has {', '.join(entry)} only: give data.sources.{name}.{min(missing)} too"
-            )
-        if not entry["weight"] > 0:
-            raise ValueError(
-                f"data.sources.{name}.weight {entry['weight']} is not positive: leave the source out instead"
+                f"data.sources.{name}.weight {weight} is not a positive number: give one, or leave the source out"
             )
