@@ -17,7 +17,9 @@ from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
-from dlmkit.data.module import BlockDataModule
+from dlmkit.data.corpora.base import Corpus
+from dlmkit.data.module import CorpusDataModule
+from dlmkit.data.order import BatchPlan
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -31,19 +33,25 @@ AT_LEAST_ONE = (
 )
 
 
-def build_data(config: DictConfig) -> BlockDataModule:
-    """Build the data module, prepare its data, and write the vocabulary into `config.vocab`."""
-    data: BlockDataModule = instantiate(config.data)
-    data.prepare_data()
-    data.setup("fit")
-    vocabulary = data.vocabulary
+def build_data(config: DictConfig) -> CorpusDataModule:
+    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`."""
+    plan = BatchPlan(
+        micro_batch_size=config.batch.micro_size,
+        accumulate=config.batch.accumulate,
+        num_steps=config.num_steps,
+        seed=config.seed,
+        num_workers=config.batch.num_workers,
+    )
+    corpus: Corpus = instantiate(config.data)
+    corpus.prepare()
+    vocabulary = corpus.vocabulary
     config.vocab = {
         "size": vocabulary.size,
         "mask_id": vocabulary.mask_id,
         "bos_id": vocabulary.bos_id,
         "eos_id": vocabulary.eos_id,
     }
-    return data
+    return CorpusDataModule(corpus, plan)
 
 
 def build_backbone(config: DictConfig) -> Backbone:

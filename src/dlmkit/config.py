@@ -24,6 +24,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from dlmkit import renames
+
 OWN_SECTIONS = ("batch", "budget", "validation")  # read by the kit key by key; other sections are a constructor's
 LONGEST_NAME = 180  # bytes of a run folder's name; file systems stop at 255
 
@@ -115,7 +117,8 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
             continue
         default = OmegaConf.select(defaults, key)
         section = key.partition(".")[0]
-        if override.is_add() and default is None and ("." not in key or section in OWN_SECTIONS):
+        unread = "." not in key or section in OWN_SECTIONS or renamed(key) is not None
+        if override.is_add() and default is None and unread:
             raise ValueError(_unknown_key(key, overrides))
         value = OmegaConf.select(config, key)
         problem = _misfit(key, value, default)
@@ -193,7 +196,8 @@ def _explain(chain: list[BaseException], overrides: Sequence[str]) -> str | None
     for cause, origin in pairwise(chain):
         if isinstance(cause, InstantiationException) and isinstance(origin, TypeError):  # keywords that do not fit
             key = str(cause).rpartition("full_key: ")[2]
-            return f"{key} does not fit its part: {origin}"
+            refused = [line for word in str(origin).split("'") if (line := renamed(f"{key}.{word}"))]
+            return refused[0] if refused else f"{key} does not fit its part: {origin}"
     if any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
         return str(chain[0])
     return None
@@ -219,7 +223,18 @@ def _unnamed_choice(overrides: Sequence[str]) -> str:
     return f"{' '.join(overrides)}: something stands before no =; write key=value"
 
 
+def renamed(key: str) -> str | None:
+    """Return the line that refuses a key of an earlier version (or one below it), or ``None`` for any other key."""
+    for old, new in renames.KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            name = new + key.removeprefix(old)
+            return f"{key} is now {name}: write {name}=VALUE"
+    return None
+
+
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    if line := renamed(key):
+        return line
     config = _compose_groups(overrides)
     keys = [name for name, _ in flatten(OmegaConf.to_container(config, resolve=False))]
     known = sorted({*keys, *(part for name in keys for part in _prefixes(name))})

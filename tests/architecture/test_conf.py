@@ -29,7 +29,7 @@ TOP_LEVEL = {
     *("causal", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
 }
 SECTIONS = {
-    "batch": {"size", "accumulate", "micro_size"},
+    "batch": {"size", "accumulate", "micro_size", "num_workers"},
     "budget": {"tokens"},
     "validation": {"every_steps", "at_start", "check_times", "num_times"},
     "trainer": {
@@ -104,6 +104,7 @@ def test_a_callback_stands_under_its_name(path: Path) -> None:
         ("t_sampler", "t_samplers"),
         ("sampler", "samplers"),
         ("backbone", "backbones"),
+        ("data", "data/corpora"),
         ("tokenizer", "data/tokenizers"),
     ],
 )

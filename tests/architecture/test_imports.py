@@ -43,9 +43,17 @@ def outside(files: set[str], *allowed: str) -> set[str]:
 
 
 def test_lightning_stays_at_the_top() -> None:
-    """Parts can be used without it; data/ has the data module's base class, callbacks/ are Lightning's."""
+    """Parts can be used without it; data/ has one file with the data module, callbacks/ are Lightning's."""
     allowed = ("module.py", "build.py", "callbacks/", "commands/", "data/module.py")
     assert outside(importers("lightning"), *allowed) == set()
+
+
+def test_corpora_know_neither_lightning_nor_a_run() -> None:
+    """What the text is (corpora/) stands apart from how a run reads it (module.py, order.py)."""
+    in_data = {name for name in importers("lightning") if name.startswith("dlmkit/data/")}
+    assert in_data == {"dlmkit/data/module.py"}
+    users = {name for name in importers("dlmkit.data.module", "dlmkit.data.order") if name.startswith("dlmkit/data/")}
+    assert users == {"dlmkit/data/module.py"}
 
 
 def test_only_entry_points_know_the_configuration() -> None:
@@ -148,6 +156,7 @@ def test_help_is_quick(arguments: list[str]) -> None:
 def test_parts_do_not_load_lightning() -> None:
     """The rule above, as it comes out: the parts of a sampling script, imported."""
     names = ["schedules.linear", "processes.absorbing", "objectives.masked", "samplers.ancestral", "backbones.dit"]
+    names += [f"data.corpora.{name}" for name in ("text", "mixture", "pairs", "markov")]
     modules, _ = fresh("".join(f"import dlmkit.{name}\n" for name in names))
     assert "torch" in modules
     assert modules & {"lightning", "hydra", "omegaconf"} == set()

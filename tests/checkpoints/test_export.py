@@ -97,7 +97,8 @@ def test_a_plain_causal_lm_samples_as_what_it_is():
 
 def test_what_cannot_be_exported():
     dit = ["backbone.hidden_size=16", "backbone.num_layers=1", "backbone.num_heads=2", "backbone.cond_size=8"]
-    overrides = [*SMALL, "data=markov", "data.num_train_blocks=64", "data.num_val_blocks=10", "backbone=dit_tiny", *dit]
+    data = ["data=markov", "data.num_train_sequences=64", "data.num_val_sequences=10"]
+    overrides = [*SMALL, *data, "backbone=dit_tiny", *dit]
     outcome = dlmkit("train", *overrides, f"budget.tokens={TOKENS}", "hydra.run.dir=dit", "lr_schedule.warmup_steps=1")
     assert outcome.code == 0, outcome.err
     outcome = dlmkit("export", "dit", "out")

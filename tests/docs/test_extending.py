@@ -41,7 +41,7 @@ FOLDERS = {group: "processes" if group == "process" else f"{group}s" for group i
 QUICK: dict[str, dict[str, Any]] = {
     "train.yaml": {"validation.num_times": 2, "trainer.accelerator": "cpu"},
     "lr_schedule/cosine.yaml": {"warmup_steps": 1},
-    "data/markov.yaml": {"num_val_blocks": 16},
+    "data/markov.yaml": {"num_val_sequences": 16},
     "callbacks/samples.yaml": {"samples.num_steps": 4, "samples.num_samples": 1},
     "callbacks/throughput.yaml": {"throughput.window_size": 2},
 }

@@ -17,7 +17,7 @@ CONFIGURATION = {
     "unknown family": (["family=adaptd"], ["family=adaptd", "uniform", "(nearest: adapted)"]),
     "unknown experiment": (["experiment=quikstart"], ["experiment=quikstart", "(nearest: quickstart)"]),
     "unknown group": (["scedule=cosine"], ["scedule is no key", "(nearest: schedule)"]),
-    "unknown key": (["batch.sise=3"], ["batch has accumulate, micro_size, size", "(nearest: batch.size)"]),
+    "unknown key": (["batch.sise=3"], ["batch has accumulate, micro_size, num_workers, size", "(nearest: batch.size)"]),
     "unknown key of the chosen part": (["objective.waiting=bound"], ["max_weight", "(nearest: objective.weighting)"]),
     "key without its section": (["lr=0.1"], ["lr is no key", "(nearest: optimizer.lr)"]),
     "key below a value": (["batch.size.all=3"], ["batch.size is one value"]),
@@ -48,6 +48,10 @@ CONFIGURATION = {
     "negative budget": (["budget.tokens=-5"], ["budget.tokens -5"]),
     "batch does not divide": (["batch.size=6", "batch.accumulate=4"], ["batch.size 6", "choose a multiple of 4"]),
     "no accumulation": (["batch.accumulate=0"], ["batch.accumulate 0 is not a positive whole number"]),
+    "more workers than can run": (
+        ["batch.num_workers=999999999999"],
+        ["num_workers = 999999999999 must be at most", "set num_workers to"],
+    ),
     "no validation": (["validation.every_steps=0"], ["validation.every_steps 0 is below 1"]),
     "no validation times": (["validation.num_times=0"], ["validation.num_times 0 is below 1"]),
     "warm-up longer than the run": (["lr_schedule.warmup_steps=9"], ["warmup_steps 9", "2 steps", "budget.tokens"]),
@@ -96,14 +100,38 @@ DATA = {
     "no file named": (["data=text"], ["data.source.files is not set: give data.source.files=VALUE"]),
     "missing file": (["data=text", "data.source.files=tale.txt"], ["no file matches 'tale.txt'", "text.txt"]),
     "empty file": (["data=text", "data.source.files=empty.txt"], ["'empty.txt' is empty"]),
-    "corpus shorter than a block": (
+    "corpus shorter than a sequence": (
         ["data=text", "data.source.files=short.txt"],
-        ["train has 6 tokens", "block of length 8"],
+        ["train has 6 tokens", "sequence of length 8"],
     ),
     "no such tokenizer": (["tokenizer=huggingface", "tokenizer.name=no/words"], ["tokenizer.name = 'no/words'"]),
     "vocabulary too small": (["tokenizer=bpe", "tokenizer.vocab_size=10"], ["10"]),
     "validation share": (["data.val_fraction=2.0"], ["val_fraction"]),
 }
+
+
+RENAMED = {
+    "data.num_workers=2": "data.num_workers is now batch.num_workers: write batch.num_workers=VALUE",
+    "+data.num_workers=2": "data.num_workers is now batch.num_workers: write batch.num_workers=VALUE",
+    "data.keep_documents_apart=true": "data.keep_documents_apart is now data.document_masking",
+    "data.parts={}": "data.parts is now data.sources: write data.sources=VALUE",
+    "+data.parts.prose.weight=2": "data.parts.prose.weight is now data.sources.prose.weight",
+    "data.num_train_blocks=9": "data.num_train_blocks is now data.num_train_sequences",
+    "data.num_val_blocks=9": "data.num_val_blocks is now data.num_val_sequences",
+    "data.seed=1": "data.seed is now seed: write seed=VALUE",
+}
+
+
+@pytest.mark.parametrize("override", RENAMED)
+def test_a_name_of_an_earlier_version(override: str) -> None:
+    assert_refused(train("runs/x", override), RENAMED[override])
+
+
+def test_a_name_of_an_earlier_version_in_an_experiment() -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/old.yaml").write_text("# @package _global_\ndata:\n  num_train_blocks: 9\n")
+    outcome = train("runs/x", "experiment=old", "--config-dir=mine")
+    assert_refused(outcome, "data.num_train_blocks is now data.num_train_sequences: write")
 
 
 @pytest.mark.parametrize("case", DATA)

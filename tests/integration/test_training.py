@@ -122,7 +122,7 @@ def test_copies_beside_annealing_documents_and_a_next_token_loss(tmp_path: Path)
     """What else a step does with a block it does with its copies, and with the clean tokens once."""
     options = [
         *text_data(text_corpus(tmp_path / "corpus.txt")),
-        "data.keep_documents_apart=true",
+        "data.document_masking=true",
         "process=absorbing_complementary",
         "callbacks=[samples,annealing,throughput,checkpoint]",
         "callbacks.annealing.anneal_steps=4",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dlmkit.backbones.hf import HFBackbone
-from dlmkit.data.order import TrainOrder
+from dlmkit.data.order import BatchPlan, TrainOrder
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
 from dlmkit.t_samplers.base import TimeSampler
@@ -106,9 +106,8 @@ class ToyData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         shard = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         num = G * self.num_steps
-        order = TrainOrder(
-            num, self.micro_batch_size, self.accumulate, self.num_steps, 0, shard["rank"], shard["num_replicas"]
-        )
+        plan = BatchPlan(self.micro_batch_size, self.accumulate, self.num_steps)
+        order = TrainOrder(num, plan, shard["rank"], shard["num_replicas"])
         order._permuted = lambda epoch: torch.arange(num).numpy()  # type: ignore[method-assign]
         return DataLoader(range(num), batch_sampler=order, collate_fn=rows_of(blocks(num)))
 

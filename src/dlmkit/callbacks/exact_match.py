@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from dlmkit.data.pairs import Pair, PairsDataModule
+from dlmkit.data.corpora.pairs import Pair, PairsCorpus
 from dlmkit.generation import complete, for_block_size
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
@@ -52,28 +52,28 @@ class ExactMatch(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer and log."""
         assert isinstance(pl_module, DiffusionLM)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PairsDataModule):
+        corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        if not isinstance(corpus, PairsCorpus):
             raise ValueError("callbacks.exact_match needs prompts with answers: set data=pairs")
-        right = self.answered(pl_module, data)
+        right = self.answered(pl_module, corpus)
         pl_module.log("val/exact_match", right, rank_zero_only=True)
 
-    def answered(self, module: DiffusionLM, data: PairsDataModule) -> float:
+    def answered(self, module: DiffusionLM, corpus: PairsCorpus) -> float:
         """Return the share of right answers."""
-        pairs = data.val_pairs[: self.num_pairs]
-        builder = RequestBuilder(module.backbone.predicts_first, data.tokenizer.eos_id)
-        prompts = [data.encode_prompt(pair.prompt, room=data.length // 2) for pair in pairs]
+        pairs = corpus.val_pairs[: self.num_pairs]
+        builder = RequestBuilder(module.backbone.predicts_first, corpus.tokenizer.eos_id)
+        prompts = [corpus.encode_prompt(pair.prompt, room=corpus.length // 2) for pair in pairs]
         completed = complete(
             module.backbone,
             module.process,
             for_block_size(self.sampler, module.block_size),
-            [builder.prompt(prompt, data.length) for prompt in prompts],
+            [builder.prompt(prompt, corpus.length) for prompt in prompts],
             self.num_steps,
             generator_for(module.device, self.seed, "exact_match"),
             self.batch_size,
         )
         responses = [row[len(prompt) :] for row, prompt in zip(completed.tokens, prompts, strict=True)]
-        texts = [data.decode(_until(row, data.tokenizer.eos_id)) for row in responses]
+        texts = [corpus.decode(_until(row, corpus.tokenizer.eos_id)) for row in responses]
         return sum(map(self._is_right, texts, pairs)) / len(pairs)
 
     def _is_right(self, text: str, pair: Pair) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dlmkit.data.module import BlockDataModule
+from dlmkit.data.corpora.base import Corpus
 from dlmkit.generation import complete, for_block_size
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
@@ -80,7 +80,7 @@ class SampleLogger(pl.Callback):
         )
         if trainer.global_rank != 0:
             return
-        texts = [trainer.datamodule.decode(row) for row in completed.tokens]  # type: ignore[attr-defined]
+        texts = [trainer.datamodule.corpus.decode(row) for row in completed.tokens]  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
@@ -97,5 +97,5 @@ class SampleLogger(pl.Callback):
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def _builder(self, trainer: pl.Trainer, module: DiffusionLM) -> RequestBuilder:
-        data: BlockDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        return RequestBuilder(module.backbone.predicts_first, data.vocabulary.eos_id)
+        corpus: Corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        return RequestBuilder(module.backbone.predicts_first, corpus.vocabulary.eos_id)

@@ -120,12 +120,12 @@ def train(
 
     _quiet(first and console.is_terminal)
     data = build_data(config)
-    module = build_module(config, bytes_per_token(data))
+    module = build_module(config, bytes_per_token(data.corpus))
     if parent is not None:
         load_backbone_weights(module.backbone, parent)
     parent_summary = None if parent is None else runs.read_summary(runs.checkpoint_of(parent)[0])
     flops_per_token = budget.flops_per_token(module, config.length)
-    facts = describe(config, run_dir, choices, parent_summary, module, data)
+    facts = describe(config, run_dir, choices, parent_summary, module, data.corpus)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     record = RunRecord(
         run_dir,
@@ -141,7 +141,7 @@ def train(
     trainer = build_trainer(config, run_dir, callbacks, progress, 0 if resume is None else num_steps_of(resume))
 
     if first:
-        _open_folder(run_dir, resume is None, resolved, data)
+        _open_folder(run_dir, resume is None, resolved, data.corpus)
     _announce(console, run_dir, config, module.backbone.num_params, parent)
     began = time.perf_counter()
     command = [script, "train", *overrides, f"hydra.run.dir='{run_dir}'"]
@@ -163,14 +163,14 @@ def train(
     return summary
 
 
-def _open_folder(run_dir: Path, anew: bool, resolved: dict[str, Any], data: Any) -> None:
+def _open_folder(run_dir: Path, anew: bool, resolved: dict[str, Any], corpus: Any) -> None:
     """Write what a run's folder holds before the first step."""
     if anew:
         runs.clear(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(resolved), run_dir / runs.CONFIG)
-    if data.tokenizer is not None:
-        data.tokenizer.save(run_dir / "tokenizer")
+    if corpus.tokenizer is not None:
+        corpus.tokenizer.save(run_dir / "tokenizer")
 
 
 def starting_run(config: DictConfig, run_dir: Path, overrides: list[str]) -> Path | None:
@@ -211,7 +211,7 @@ def describe(
     choices: dict[str, Any],
     parent: dict[str, Any] | None,
     module: Any,
-    data: Any,
+    corpus: Any,
 ) -> dict[str, Any]:
     """Return what is known of a run before it is trained; keys that begin with start_ are not written."""
     has_schedule = "schedule" in config.process
@@ -230,19 +230,19 @@ def describe(
         "params": module.backbone.num_params,
         "init_from": None if parent is None else parent["name"],
         "nll_is_exact": module.objective.exact,
-        "entropy_per_token": data.entropy_per_token,
+        "entropy_per_token": corpus.entropy_per_token,
         "seed": config.seed,
         "git_commit": runs.git_commit(),
-        "data_fingerprint": data.fingerprint,
+        "data_fingerprint": corpus.fingerprint,
         "dlmkit_version": __version__,
         "start_tokens": 0 if parent is None else parent["total_tokens"],
         "start_flops": 0.0 if parent is None else parent["total_flops"],
     }
 
 
-def bytes_per_token(data: Any) -> float | None:
+def bytes_per_token(corpus: Any) -> float | None:
     """Return UTF-8 bytes per validation token, or ``None`` where the data is not text."""
-    return None if data.val_bytes is None else data.val_bytes / data.num_val_tokens
+    return None if corpus.val_bytes is None else corpus.val_bytes / corpus.num_val_tokens
 
 
 def _progress_bar(progress: bool) -> list[Any]:
