@@ -25,8 +25,8 @@ from dlmkit.t_samplers.base import TimeSampler
 
 CONF = Path(__file__).parents[2] / "conf"
 VOCAB_SIZE = TOY.vocab_size
-MASK_ID = 1
-assert MASK_ID == TOY.mask_id
+assert TOY.mask_id is not None
+MASK_ID = TOY.mask_id
 
 Case = tuple[str, ...]
 """Names of parts that are built together, such as (objective, process, schedule)."""
