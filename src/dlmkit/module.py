@@ -16,7 +16,6 @@ from dlmkit.corruption.base import Corruption
 from dlmkit.data.module import shard_of
 from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.evaluation.nelbo import score_sequences
-from dlmkit.losses import discretise, losses, without_first
 from dlmkit.lr_schedules import LRSchedule
 from dlmkit.next_token_loss import next_token_loss
 from dlmkit.objectives.base import Objective
@@ -25,6 +24,7 @@ from dlmkit.parts import Part, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
 from dlmkit.sharding import gathered, reduce_replicated, shard
+from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.totals import StepTotals
 from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
