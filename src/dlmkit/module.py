@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from dlmkit.auxiliary import next_token_loss
 from dlmkit.backbones.base import Backbone
-from dlmkit.data.module import shard_of
 from dlmkit.evaluation.bound import score_blocks
 from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.lr_schedules import LRSchedule
@@ -21,6 +20,7 @@ from dlmkit.noising import by_sequence, training_copies
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
+from dlmkit.ranks import shard_of
 from dlmkit.sharding import shard, whole
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.types import Batch, Noised, TokenLoss
@@ -41,6 +41,8 @@ class DiffusionLM(pl.LightningModule):
         ar_weight: weight of an auxiliary next-token loss on the clean tokens with causal attention; 0 for none.
         seed: of the noise.
     """
+
+    flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
 
     def __init__(
         self,

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from dlmkit.data.blocks import BlockDataset, Blocks
 from dlmkit.data.order import TrainOrder, ValidationOrder
 from dlmkit.data.tokenizers.base import Tokenizer
 from dlmkit.data.vocabulary import Vocabulary
+from dlmkit.ranks import shard_of
 from dlmkit.types import Batch
 
 
@@ -147,12 +148,6 @@ class BlockDataModule(LightningDataModule, ABC):
     def _loader(self, blocks: Blocks, order: Sampler[list[int]]) -> DataLoader[Batch]:
         dataset = BlockDataset(blocks, self.keep_documents_apart)
         return DataLoader(dataset, batch_sampler=order, num_workers=self.num_workers, collate_fn=_already_a_batch)
-
-
-def shard_of(trainer: Trainer | None) -> tuple[int, int]:
-    """Return (rank, world size) among processes that see different data; tensor-parallel peers share one rank."""
-    shard = None if trainer is None else trainer.distributed_sampler_kwargs
-    return (0, 1) if shard is None else (shard["rank"], shard["num_replicas"])
 
 
 def _already_a_batch(batch: Any) -> Any:  # DataLoader's type expects a list of items here
