@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dlmkit.data.module import BlockDataModule
+from dlmkit.files import write_json
+from dlmkit.loggers import log_text
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
 from dlmkit.samplers.base import Sampler, generate
@@ -18,7 +18,7 @@ from dlmkit.types import Canvas
 
 
 class SampleLogger(pl.Callback):
-    """Writes samples to TensorBoard and to samples/step_N.json in the run's folder.
+    """Writes samples to the loggers and to samples/step_N.json in the run's folder.
 
     Args:
         sampler: how to generate.
@@ -65,20 +65,14 @@ class SampleLogger(pl.Callback):
         if trainer.global_rank != 0:
             return
         texts = [trainer.datamodule.decode(row) for row in rows]  # type: ignore[attr-defined]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
-                logger.experiment.add_text("samples", body, trainer.global_step)
+        log_text(trainer.loggers, "samples", texts, trainer.global_step)
         record = {
             "step": trainer.global_step,
             "sampler": self.sampler.name,
             "num_steps": num_steps,
             "samples": [{"prompt": None, "text": text} for text in texts],
         }
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step_{trainer.global_step:07d}.json"
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.json", record)
 
     def _canvas(self, module: DiffusionLM, data: BlockDataModule) -> Canvas:
         shape = (self.num_samples, self.length)

@@ -46,11 +46,11 @@ def load_run(path: Path) -> LoadedRun:
     if is_folder(path):
         described, own_tokenizer = read_config(path)
         return LoadedRun(described, build_backbone(described).eval(), build_process(described), own_tokenizer)
-    folder, _ = runs.checkpoint_of(path)
+    folder, checkpoint = runs.checkpoint_of(path)
     config = OmegaConf.load(folder / runs.CONFIG)
     assert isinstance(config, DictConfig)
     backbone = build_backbone(config)
-    load_backbone_weights(backbone, path)
+    load_backbone_weights(backbone, checkpoint)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return LoadedRun(config, backbone.eval(), build_process(config), tokenizer)
 
@@ -60,13 +60,12 @@ def num_steps_of(file: Path) -> int:
     return int(torch.load(file, map_location="cpu", weights_only=False, mmap=True)["global_step"])
 
 
-def load_backbone_weights(backbone: Backbone, path: Path) -> None:
-    """Copy the network's weights from a run folder or checkpoint, every key and shape checked.
+def load_backbone_weights(backbone: Backbone, file: Path) -> None:
+    """Copy the network's weights from a checkpoint file, every key and shape checked.
 
     Raises:
         ValueError: a damaged file; missing, extra or differently shaped weights.
     """
-    _, file = runs.checkpoint_of(path)
     if not zipfile.is_zipfile(file):  # the container that torch.save writes
         raise ValueError(f"{file} is no checkpoint, or is damaged: name another one, or train again")
     saved = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]

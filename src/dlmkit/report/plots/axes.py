@@ -106,10 +106,10 @@ def grid(
     return "".join(parts) + f"{turned}{escape(labels[1])}</text>"
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", style: str = "") -> str:
+def text(x: float, y: float, content: str, anchor: str = "start", style: str = "") -> str:
     """Return an SVG text."""
     name = f' class="{style}"' if style else ""
-    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
 def svg(frame: Frame, title: str, body: str) -> str:
