@@ -34,7 +34,7 @@ def prepare(names: Collection[str]) -> None:
     """Check that the packages of the named loggers are installed, and set the environment that they read.
 
     Raises:
-        ValueError: a package is missing; the line says how to install it.
+        ValueError: a package is missing; one line with the command that installs it.
     """
     for name in names:
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:

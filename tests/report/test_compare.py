@@ -20,7 +20,7 @@ def cells_of(folder: Path) -> dict[str, dict[str, str]]:
     return {row[0].text: dict(zip(table.columns, (cell.text for cell in row), strict=True)) for row in table.rows}
 
 
-def test_bounds_and_exact_values_are_told_apart(sweep: Path) -> None:
+def test_bounds_and_exact_values_have_different_signs(sweep: Path) -> None:
     cells = cells_of(sweep)
     assert cells["ar"]["NLL, nats/token"] == "= 4.000 ± 0.010"
     assert cells["adapted"]["NLL, nats/token"] == "≤ 4.900 ± 0.010"

@@ -21,7 +21,7 @@ def test_a_run_is_found_once_at_any_depth(sweep: Path) -> None:
     assert [run.label for run in collect([sweep / "family=ar"])] == ["ar"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, make_run: MakeRun) -> None:
+def test_runs_of_one_name_are_labelled_by_their_folders(tmp_path: Path, make_run: MakeRun) -> None:
     make_run(tmp_path / "monday", "family=ar", curve=[5.0, 4.0])
     make_run(tmp_path / "tuesday", "family=ar", curve=[5.0, 4.5])
     assert [run.label for run in collect([tmp_path])] == ["monday/family=ar", "tuesday/family=ar"]

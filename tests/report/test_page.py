@@ -119,7 +119,7 @@ def test_json_holds_the_tables(sweep: Path, make_run: MakeRun) -> None:
     assert len(tables["warnings"]) == 1
 
 
-def test_the_command_says_where_everything_is(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_tables_and_paths(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([sweep], html=None, json=sweep / "tables.json")
     printed = capsys.readouterr().out
     assert f"report       {sweep / 'report.html'}" in printed

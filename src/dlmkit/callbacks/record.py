@@ -77,7 +77,7 @@ class RunRecord(pl.Callback):
         self.began = time.perf_counter() - state_dict["wall_seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the record of a run that has begun."""
+        """Write the record of a started run."""
         self._write(trainer, self._spent())
 
     def on_train_batch_start(
@@ -104,7 +104,7 @@ class RunRecord(pl.Callback):
         pl_module.log_dict(self._budget())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Record that the run stopped, and whether somebody stopped it."""
+        """Record that the run stopped: interrupted by the user, or failed."""
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         status: Status = "interrupted" if stopped else "failed"
         self._write(trainer, replace(self._spent(), status=status))

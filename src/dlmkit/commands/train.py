@@ -222,7 +222,7 @@ def _run(
 
 
 def _open_folder(run_dir: Path, config: DictConfig, data: BlockDataModule, clear: bool) -> None:
-    """Write what a run's folder holds before the first step, after removing an earlier run where `clear` says so."""
+    """Write what a run's folder holds before the first step, after removing an earlier run if `clear`."""
     if clear:
         runs.clear(run_dir)
     write_text(run_dir / runs.CONFIG, OmegaConf.to_yaml(OmegaConf.create(_resolved(config))))

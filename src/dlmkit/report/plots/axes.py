@@ -57,7 +57,7 @@ class Frame:
     bottom: int = 48
 
     def x_scale(self, values: Sequence[float], log: bool, from_zero: bool = True) -> Scale:
-        """Return the horizontal scale that spans `values`; a linear one begins at zero unless told otherwise."""
+        """Return the horizontal scale that spans `values`; a linear one begins at zero unless `from_zero` is false."""
         low, high = min(values), max(values)
         if log:
             low, high = (low / 1.3, high * 1.3) if high / low < 1.05 else (low / 1.06, high * 1.06)
