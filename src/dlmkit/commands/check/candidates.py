@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlmkit import config
 from dlmkit.laws.pairing import INTERFACES, Candidate, Toy
 from dlmkit.laws.samplers import LENGTH
+from dlmkit.renames import renamed_choice
 
 FILLED_IN = {"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"}
 """Keywords that the other parts of a configuration give to a class that is named by its import path."""
@@ -85,6 +86,8 @@ def find(group: str, name: str, changes: Sequence[str] = ()) -> Candidate:
     elif "." in name:
         node = class_node(group, name, [change.partition("=")[0] for change in changes])
     else:
+        if (line := renamed_choice(group, name)) is not None:
+            raise ValueError(line)
         choices = part_names(group)
         raise ValueError(
             f"{group}={name} is unknown: choose one of {', '.join(choices)}{config.nearest(name, choices)}, or give a"
