@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from dlmkit.backbones.families import FAMILIES
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlmkit.backbones.families import FAMILIES
 from dlmkit.backbones.hf import HFBackbone
 from laws.test_backbones import SIZES, some_tokens
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dlmkit.evaluation.bound import score_blocks
+from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from torch import Tensor
 
 from dlmkit.backbones.dit import DiT
-from dlmkit.evaluation.bound import score_blocks
 from dlmkit.evaluation.likelihood import BlockScores, noisy_grid
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import Block
@@ -16,7 +17,6 @@ from dlmkit.objectives.masked import Masked
 from dlmkit.objectives.score_entropy import ScoreEntropy
 from dlmkit.objectives.uniform import UniformBound
 from dlmkit.processes.absorbing import Absorbing
-from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.processes.uniform import Uniform
 from dlmkit.schedules.linear import Linear

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from dlmkit.noising import corrupt_blocks
+
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.processes.uniform import Uniform
 from dlmkit.schedules.linear import Linear

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from dlmkit.backbones.families import FAMILIES
+from dlmkit.backbones.prediction import Head, Prediction
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,9 +17,7 @@ from dlmkit.backbones import prediction as prediction_module
 from dlmkit.backbones.attention import annealed_visibility, attention_mask
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
-from dlmkit.backbones.families import FAMILIES
 from dlmkit.backbones.hf import HFBackbone
-from dlmkit.backbones.prediction import Head, Prediction
 from dlmkit.types import Noised
 from laws import parts
 

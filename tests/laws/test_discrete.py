@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlmkit.laws.discrete_time import law_steps
 from dlmkit.laws.objectives import integrals, prior_kl
 from dlmkit.laws.predictions import TablePrediction
 from dlmkit.laws.quadrature import Nodes
@@ -20,16 +21,22 @@ from dlmkit.laws.source import (
     noised_everywhere,
     sum_by,
 )
-from dlmkit.losses import discretise
 from dlmkit.objectives.discrete import DiscreteTimeElbo
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.step import discretise
 from laws import parts
+from laws.asserting import asserting
 from laws.parts import VOCAB_SIZE
 from laws.tables import LENGTH, network_without_time, source
 
 NOISES = sorted({name for name, _ in parts.noisy_processes()})
 PAIRS = parts.params(parts.noisy_processes())
+
+
+@pytest.mark.parametrize(("process", "schedule"), PAIRS)
+def test_law(process, schedule):
+    asserting(law_steps)(parts.objective("discrete"), parts.process(process, schedule))
 
 
 def sum_of_terms(objective: DiscreteTimeElbo, process: ForwardProcess, data: Source, predictor_of) -> Tensor:

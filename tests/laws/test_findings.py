@@ -12,6 +12,7 @@ from dlmkit.laws import (
     backbones,
     boundary_terms,
     corruption,
+    discrete_time,
     objectives,
     processes,
     samplers,
@@ -21,7 +22,7 @@ from dlmkit.laws import (
 from dlmkit.laws.findings import Law, at_most, findings_of, holds, law
 from laws import parts
 
-KINDS = (schedules, processes, corruption, objectives, boundary_terms, t_samplers, samplers, backbones)
+KINDS = (schedules, processes, corruption, objectives, discrete_time, boundary_terms, t_samplers, samplers, backbones)
 LAWS = {one.name: one for kind in KINDS for one in vars(kind).values() if isinstance(one, Law)}
 
 
@@ -39,6 +40,7 @@ REASONS = [
     ("law_exact", [AUTOREGRESSIVE, NONE], "there is no noise"),
     ("law_exact", [DISCRETE, ABSORBING], "its bound is in discrete time"),
     ("law_boundary_terms", [DISCRETE, ABSORBING], "its bound is in discrete time"),
+    ("law_steps", [MASKED, ABSORBING], "its bound is an integral over t, without steps"),
     ("law_weight", [AUTOREGRESSIVE, NONE], "there is no noise"),
     ("law_next_token", [MASKED, ABSORBING], "its nll is a bound"),
     ("law_blocks", [MASKED, ABSORBING], "it has no blocks"),
@@ -70,6 +72,7 @@ def test_one_token_blocks_have_no_infilling():
 def test_a_causal_network_is_not_annealed():
     causal = parts.build("backbone", "dit_tiny", causal=True, shift=True, bos_id=0)
     assert LAWS["law_annealing_keeps_the_past"].why_not(causal) == "it is causal, and attention does not open"
+    assert LAWS["law_block_masking"].why_not(causal) == "it is causal, and block diffusion is not"
     maskless = parts.build("backbone", "dit_tiny", mask_id=None)
     assert LAWS["law_mask_is_never_predicted"].why_not(maskless) == "it has no mask token"
 
@@ -77,7 +80,7 @@ def test_a_causal_network_is_not_annealed():
 def test_every_law_that_may_not_apply_has_a_reason_tested_here():
     conditional = {name for name, one in LAWS.items() if one.unless is not None}
     tested = {name for name, _, _ in REASONS}
-    tested |= {"law_annealing_keeps_the_past", "law_mask_is_never_predicted"}
+    tested |= {"law_annealing_keeps_the_past", "law_block_masking", "law_mask_is_never_predicted"}
     same = {"law_larger", "law_closed_form", "law_truth_is_stationary"}  # as law_exact
     same |= {"law_float32", "law_nothing_to_score"}  # as law_weight
     assert conditional == tested | same

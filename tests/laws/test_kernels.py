@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from dlmkit.backbones.blocks import block_layout
 from torch import Tensor
 
 from dlmkit.backbones import attention as attention_module
 from dlmkit.backbones.attention import Mask, flex_mask, plain_mask
 from dlmkit.backbones.base import Backbone
-from dlmkit.backbones.blocks import block_layout
 from dlmkit.backbones.dit import DiT
 from dlmkit.types import Context
 from laws.test_backbones import BOS, MASK, WITH_COMPILER, V, network, some_tokens

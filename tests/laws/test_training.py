@@ -9,10 +9,10 @@ from torch import Tensor
 from dlmkit.laws.objectives import no_integral
 from dlmkit.laws.quadrature import nodes
 from dlmkit.laws.source import Source, noised_everywhere
-from dlmkit.losses import losses
 from dlmkit.parameterizations.score import Score
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
+from dlmkit.step import losses
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.types import Noised, TimeDraw
 from laws import parts

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.compatibility import Parts, fit
 from dlmkit.data.order import BatchPlan, TrainOrder
-from dlmkit.losses import discretise, losses, without_first
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.block import num_blocks
 from dlmkit.randomness import generator_for
+from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.types import Batch, StepOutput, TimeDraw
 from laws import parts

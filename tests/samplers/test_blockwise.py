@@ -22,7 +22,6 @@ from dlmkit.laws.samplers import (
 )
 from dlmkit.laws.source import all_sequences
 from dlmkit.laws.statistics import chi_square_p
-from dlmkit.losses import losses
 from dlmkit.objectives.block import BlockElbo
 from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
@@ -31,6 +30,7 @@ from dlmkit.randomness import generator_for
 from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Sampler, Step
 from dlmkit.samplers.blockwise import Blockwise
+from dlmkit.step import losses
 from dlmkit.types import Cache, Canvas, Context, Denoiser, NetworkInput, Noised, Prediction
 from laws import parts
 from laws.parts import MASK_ID, VOCAB_SIZE

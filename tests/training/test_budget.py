@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlmkit.budget import head_fraction
 from dlmkit.laws.quadrature import nodes
+from dlmkit.training.budget import head_fraction
 from laws import parts
 
 
