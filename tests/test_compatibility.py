@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
-from dlmkit.build import build_parts
+from dlmkit.build import build_module, build_parts
 from dlmkit.compatibility import Parts, check, fit, problems
+from dlmkit.config import compose
 from dlmkit.laws import pairing
 from dlmkit.objectives.block import BlockElbo
 from dlmkit.objectives.discrete import DiscreteTimeElbo
@@ -249,6 +250,15 @@ def test_a_plain_posterior_fits_the_ancestral_sampler_under_mask_noise_only(proc
 
 
 # One answer everywhere
+
+
+def test_a_run_with_parts_that_do_not_fit_is_not_built(tmp_path, monkeypatch):
+    """The network's part of it: it is built after the others."""
+    monkeypatch.setattr("dlmkit.backbones.dit.DiT", Plain)
+    config = compose(["family=block", "backbone=dit_tiny"], tmp_path)
+    config.vocab = {"size": 16, "mask_id": 15, "bos_id": 14, "eos_id": 14}
+    with pytest.raises(ValueError, match="backbone=plain reads no clean context, which objective=block needs"):
+        build_module(config, None)
 
 
 def run_config(objective: str, process: str, corruption: str, sampler: str) -> Any:

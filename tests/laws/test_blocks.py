@@ -25,8 +25,8 @@ from dlmkit.types import FULL_ATTENTION, Attention, Context, NetworkInput, Noise
 from laws import parts
 from laws.parts import VOCAB_SIZE
 from laws.tables import source
-from networks import BOS, MASK, WITH_COMPILER, V, network, some_tokens
 from laws.toy_training import ValidationData, assert_same, module, trained, trainer
+from networks import BOS, MASK, WITH_COMPILER, V, network, randomised, some_tokens
 
 L = 8
 INSIDE = [
@@ -76,10 +76,7 @@ def unshifted(attention: str = "sdpa") -> Backbone:
     torch.manual_seed(0)
     backbone = DiT(V, MASK, 16, 16, 2, 2, 8, bos_id=BOS, attention=attention)  # BOS is not read without a shift
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return backbone.eval()
+    return randomised(backbone)
 
 
 def a_network(name: str) -> Backbone:

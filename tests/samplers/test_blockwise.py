@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
 from dlmkit.generation import generate, prior_sample
 from dlmkit.laws.findings import FALSE_ALARM
@@ -35,6 +36,7 @@ from dlmkit.types import Cache, Canvas, Context, Denoiser, NetworkInput, Noised,
 from laws import parts
 from laws.parts import MASK_ID, VOCAB_SIZE
 from laws.tables import source
+from networks import randomised
 
 NOISES = [name for name in parts.names("process") if parts.process(name).has_noise]
 
@@ -43,15 +45,12 @@ def blockwise(block_size: int) -> Blockwise:
     return Blockwise(block_size, Ancestral(1.0, None, 1.0))
 
 
-def network(vocab_size: int = VOCAB_SIZE, **settings: Any) -> DiT:
+def network(vocab_size: int = VOCAB_SIZE, **settings: Any) -> Backbone:
     """A tiny network whose every weight matters."""
     torch.manual_seed(0)
     backbone = DiT(vocab_size, MASK_ID, 16, 16, 2, 2, 8, **settings)
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return backbone.eval()
+    return randomised(backbone)
 
 
 @pytest.mark.parametrize("process", NOISES)
@@ -129,7 +128,7 @@ class LastBlock:
 
 @torch.no_grad()
 def plain_blockwise(
-    backbone: DiT,
+    backbone: Backbone,
     process: ForwardProcess,
     within: Sampler,
     block_size: int,
