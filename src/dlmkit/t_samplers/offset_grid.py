@@ -7,7 +7,7 @@ from dlmkit.types import TimeDraw
 
 
 class OffsetGrid(TimeSampler):
-    """t_i from frac(u + i / num) with one u ~ U(0, 1) for the global batch, rescale_to_epsed to [eps, 1].
+    """t_i from frac(u + i / num) with one u ~ U(0, 1) for the global batch, rescaled to [eps, 1].
 
     Each t_i is uniform, so the mean is unbiased. Its variance for an integrand f is ((f(1) - f(0)) / num)^2 / 12 to
     first order, against (integral of f'^2) / num^3 / 12 for independent jitter in each cell (`stratified`): less where

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import config
 from dlmkit.laws.pairing import INTERFACES, Candidate, Toy
-from dlmkit.laws.samplers import LENGTH
+from dlmkit.laws.toys import LENGTH
 
 FILLED_IN = {"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"}
 """Keywords that the other parts of a configuration give to a class that is named by its import path."""
