@@ -190,5 +190,5 @@ def build_loggers(run_dir: Path, steps_done: int) -> list[Logger]:
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     """Build the callbacks that `config.callbacks` names."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
-    # Averaged weights come first, so that the others meet them at the end of training: the samples are the model's.
+    # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

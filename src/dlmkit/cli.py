@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -118,7 +118,7 @@ def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
         "checkpoint", type=Path, metavar="CKPT", help="a run folder, a checkpoint in it, or a Hugging Face folder"
     )
     given = sample.add_mutually_exclusive_group()
-    given.add_argument("--prompt", metavar="TEXT", help="text to go on from")
+    given.add_argument("--prompt", metavar="TEXT", help="text to continue")
     given.add_argument("--infill", metavar="TEXT", help='text with gaps, such as "In the [MASK:12] God created"')
     sample.add_argument("--length", type=int, metavar="N", help="tokens in all (default: the run's block length)")
     sample.add_argument("--steps", type=int, default=64, metavar="N", help="reverse steps (default 64)")

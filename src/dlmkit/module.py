@@ -16,17 +16,17 @@ from dlmkit.corruption.base import Corruption
 from dlmkit.data.module import shard_of
 from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.evaluation.nelbo import score_sequences
-from dlmkit.losses import discretise, losses, without_first
-from dlmkit.lr_schedules import LRSchedule
-from dlmkit.next_token_loss import next_token_loss
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
 from dlmkit.parts import Part, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
-from dlmkit.sharding import gathered, reduce_replicated, shard
+from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
-from dlmkit.totals import StepTotals
+from dlmkit.training.lr_schedules.base import LRSchedule
+from dlmkit.training.next_token_loss import next_token_loss
+from dlmkit.training.sharding import gathered, reduce_replicated, shard
+from dlmkit.training.totals import StepTotals
 from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
 
 BACKBONE = "backbone."

@@ -119,7 +119,7 @@ class DiT(Backbone):
 
     @property
     def max_length(self) -> int:
-        """The `max_length` that was asked for; rotary positions have no table to run out of."""
+        """The `max_length` of the constructor; rotary positions have no table that limits it."""
         return self._max_length
 
     def forward(self, inputs: NetworkInput) -> HeadPrediction:

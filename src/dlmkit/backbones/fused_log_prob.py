@@ -103,12 +103,12 @@ def _recomputed(
 
 
 class _WeightedLogProb(torch.autograd.Function):
-    """As `_FusedLogProb`, for values whose weights in the loss are known: the gradient is made beside the value.
+    """As `_FusedLogProb`, for values whose weights in the loss are known: the forward pass computes the gradient too.
 
-    Logits are made once, in whole rows, become grad-of-log-probability in place, and meet the weights and the hidden
-    states at once: three products of size N V D in all, where recomputing takes four. The backward pass multiplies by
-    the common factor that the weights leave open. A loss that multiplies the values by something else after all, or
-    that is differentiated twice, gets its gradient by recomputing.
+    Logits are computed once, in whole rows, turned into the gradient of the log-probability in place, and multiplied
+    with the table and the hidden states: three products of size N V D in all, where recomputing takes four. The
+    backward pass multiplies by the common factor that the weights leave open. For a loss that multiplies the values by
+    anything else, or that is differentiated twice, the gradient is recomputed.
     """
 
     @staticmethod

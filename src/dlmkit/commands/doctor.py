@@ -17,8 +17,8 @@ from rich.table import Table
 from dlmkit.build import build_module
 from dlmkit.callbacks.throughput import measured_cpu_flops
 from dlmkit.config import compose
-from dlmkit.losses import losses
 from dlmkit.randomness import generator_for
+from dlmkit.step import losses
 from dlmkit.types import Batch, TimeDraw
 
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "torchmetrics", "tensorboard")

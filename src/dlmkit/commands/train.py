@@ -113,10 +113,10 @@ def train(
         return finished
     parent = starting_run(config, run_dir, overrides)
 
-    from dlmkit import budget
     from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
     from dlmkit.callbacks.record import RunRecord
     from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
+    from dlmkit.training import budget
 
     _quiet(first and console.is_terminal)
     data = build_data(config)

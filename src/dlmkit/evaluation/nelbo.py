@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dlmkit.evaluation.boundary_terms import prior, reconstruction
 from dlmkit.evaluation.time_grid import corrupt_times, noised_grid, prior_sample
-from dlmkit.losses import losses, network_input
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
 from dlmkit.processes.base import EndShares, ForwardProcess
+from dlmkit.step import losses, network_input
 from dlmkit.types import Batch, Denoiser, Noised
 
 ROUNDING = 1e-12

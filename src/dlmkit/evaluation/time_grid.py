@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dlmkit.corruption.base import corrupt_sequences
-from dlmkit.losses import discretise
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
+from dlmkit.step import discretise
 from dlmkit.types import Batch, Noised, TimeDraw
 
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0

@@ -32,7 +32,7 @@ class SelfCorrecting(Sampler[bool]):
         num_corrections: steps after the ancestral ones, at least 0; 0 is `ancestral`.
         tokens_per_correction: tokens that a correction changes in a sequence, at least 1.
         correction_temperature: of the proposals, at least 0; 0 proposes the likeliest token.
-        correction_time: t of the network's input in a correction, in (0, 1): how much noise it is told to expect.
+        correction_time: t of the network's input in a correction, in (0, 1): the noise level that it is conditioned on.
     """
 
     temperature: float
