@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,6 +20,7 @@ from dlmkit.config import conf_dir, nearest
 from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
+from dlmkit.loggers import prepare
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -151,10 +152,19 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
 def build_trainer(
     config: DictConfig, run_dir: Path, callbacks: list[pl.Callback], progress: bool, steps_done: int
 ) -> pl.Trainer:
-    """Build the Trainer of one run: logs and checkpoints go into `run_dir`, behind those of the first `steps_done`."""
+    """Build the Trainer of one run, which logs and saves in `run_dir`.
+
+    Args:
+        config: composed configuration.
+        run_dir: the run's folder.
+        callbacks: the run's callbacks.
+        progress: whether `callbacks` has a progress bar.
+        steps_done: steps of a resumed run that stay in its logs.
+    """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     if isinstance(options["strategy"], dict):
         options["strategy"] = instantiate(options["strategy"])
+    loggers = build_loggers(config, run_dir, steps_done)
     try:
         return pl.Trainer(
             **options,
@@ -168,23 +178,35 @@ def build_trainer(
             enable_progress_bar=progress,
             default_root_dir=run_dir,
             callbacks=callbacks,
-            logger=build_loggers(run_dir, steps_done),
+            logger=loggers,
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
         raise ValueError(f"trainer: {error}") from error
 
 
-def build_loggers(run_dir: Path, steps_done: int) -> list[Logger]:
-    """Build the loggers; what a resumed run logged in its first `steps_done` steps stays, what came later goes."""
-    kept = runs.read_metrics(run_dir, steps_done)
+def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Logger]:
+    """Build the loggers that `config.logger` names, and the one of metrics.csv, which the report reads.
+
+    Args:
+        config: composed configuration.
+        run_dir: the run's folder.
+        steps_done: steps of a resumed run; metrics.csv and TensorBoard keep their points and drop later ones.
+    """
+    prepare([str(name) for name in config.logger])
+    chosen = [
+        instantiate(node, **_resume_options(node, steps_done), _convert_="all") for node in config.logger.values()
+    ]
     table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
-    for row in kept:  # CSVLogger begins a new file
+    for row in runs.read_metrics(run_dir, steps_done):  # CSVLogger begins a new file
         cells: dict[str, Any] = dict(row)
         table.log_metrics(cells, step=int(row["step"]))
-    board = TensorBoardLogger(
-        run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps_done or None
-    )
-    return [board, table]
+    return [*chosen, table]
+
+
+def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
+    kind = get_object(node._target_)
+    is_tensorboard = isinstance(kind, type) and issubclass(kind, TensorBoardLogger)
+    return {"purge_step": steps_done} if is_tensorboard and steps_done else {}
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:

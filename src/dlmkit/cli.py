@@ -46,7 +46,7 @@ def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
 
         train(rest + (["--multirun"] if options.multirun else []))
     elif options.command == "report":
-        from dlmkit.report import main as report
+        from dlmkit.commands.report import main as report
 
         report(options.runs, html=options.html, json=options.json)
     elif options.command == "sample":

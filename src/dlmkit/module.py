@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.corruption.base import Corruption
-from dlmkit.data.module import shard_of
 from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.evaluation.nelbo import score_sequences
 from dlmkit.objectives.base import Objective
@@ -21,6 +20,7 @@ from dlmkit.objectives.block import num_blocks
 from dlmkit.parts import Part, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
+from dlmkit.ranks import shard_of
 from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.training.lr_schedules.base import LRSchedule
@@ -53,6 +53,8 @@ class DiffusionLM(pl.LightningModule):
         attention: share of the future that the network attends to in training; a callback may change it. Validation
             and generation always use full attention.
     """
+
+    flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
 
     def __init__(
         self,

@@ -16,16 +16,21 @@ from dlmkit.config import compose, conf_dir
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("family", "experiment", "callbacks"))
+NO_PARTS = ("family", "experiment", "callbacks", "logger")
+FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in NO_PARTS)
 PARTS = [path for path in FILES if "defaults" not in OmegaConf.load(path)]
 VARIANTS = [path for path in FILES if path not in PARTS]  # another part with other values
-CALLBACKS = sorted(CONF.glob("callbacks/*.yaml"))
+LISTED = sorted(CONF.glob("callbacks/*.yaml")) + [
+    CONF / "logger" / f"{x}.yaml" for x in ("tensorboard", "wandb", "mlflow")
+]
+CSV_ALONE = [CONF / "logger" / f"{name}.yaml" for name in ("csv", "none")]
 PRESETS = [*sorted(CONF.glob("family/*.yaml")), *sorted((ROOT / "experiments").glob("*.yaml"))]
 
 # Every name here is one that users type and old commands use: adding one is a decision.
 TOP_LEVEL = {
-    *("backbone", "callbacks", "corruption", "data", "lr_schedule", "objective", "optimizer", "process", "sampler"),
-    *("schedule", "t_sampler", "tokenizer", "trainer", "ar_weight", "batch", "budget", "validation", "vocab"),
+    *("backbone", "callbacks", "corruption", "data", "logger", "lr_schedule", "objective", "optimizer", "process"),
+    *("sampler", "schedule", "t_sampler", "tokenizer", "trainer"),
+    *("ar_weight", "batch", "budget", "validation", "vocab"),
     *("causal", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
 }
 SECTIONS = {
@@ -74,7 +79,7 @@ def nodes(config: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(value)
 
 
-@pytest.mark.parametrize("path", [*PARTS, *CALLBACKS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", [*PARTS, *LISTED], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_keys_are_keywords(path: Path) -> None:
     """The kit's own classes have all of theirs in the YAML; of third parties' those that the kit sets."""
     found = list(nodes(load(path)))
@@ -83,7 +88,8 @@ def test_keys_are_keywords(path: Path) -> None:
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters
         keys = {key for key in node if not key.startswith("_")}
-        assert keys <= parameters.keys(), f"{node['_target_']} has no such keyword"
+        passed_on = node["_target_"].endswith("WandbLogger")  # the rest goes to wandb.init
+        assert passed_on or keys <= parameters.keys(), f"{node['_target_']} has no such keyword"
         if target.__module__.startswith("dlmkit."):
             assert parameters.keys() <= keys, f"{node['_target_']} has keywords that {path.name} does not show"
 
@@ -102,10 +108,33 @@ def test_a_variant_says_what_differs(path: Path) -> None:
         assert value != load(path.with_stem(base))[key]
 
 
-@pytest.mark.parametrize("path", CALLBACKS, ids=lambda path: path.stem)
-def test_a_callback_stands_under_its_name(path: Path) -> None:
-    """So that lists of callbacks join."""
+@pytest.mark.parametrize("path", LISTED, ids=lambda path: path.stem)
+def test_a_callback_or_logger_stands_under_its_name(path: Path) -> None:
+    """So that lists of them join."""
     assert list(load(path)) == [path.stem]
+
+
+def test_every_logger_is_listed() -> None:
+    assert sorted(CONF.glob("logger/*.yaml")) == sorted([*(p for p in LISTED if p.parent.name == "logger"), *CSV_ALONE])
+    assert all(load(path) == {} for path in CSV_ALONE)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("tensorboard", ["tensorboard"]),
+        ("wandb", ["wandb"]),
+        ("[tensorboard,wandb,mlflow]", ["tensorboard", "wandb", "mlflow"]),
+        *(("csv", []), ("none", []), ("[]", [])),
+    ],
+)
+def test_loggers_join(choice: str, names: list[str]) -> None:
+    config = compose([f"logger={choice}"], Path("runs/trial/seed=1"))
+    OmegaConf.resolve(config)
+    assert list(config.logger) == names
+    if "mlflow" in names:
+        assert (config.logger.wandb.group, config.logger.wandb.name) == ("trial", "seed=1")
+        assert (config.logger.mlflow.experiment_name, config.logger.mlflow.run_name) == ("trial", "seed=1")
 
 
 @pytest.mark.parametrize(

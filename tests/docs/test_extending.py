@@ -67,7 +67,7 @@ def extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(package, "__path__", [str(tmp_path / "src" / "dlmkit" / folder), *package.__path__])
         monkeypatch.delitem(sys.modules, f"dlmkit.{folder}.{PARTS[group]}", raising=False)
         monkeypatch.delattr(package, PARTS[group], raising=False)
-    for module in (config, train):
+    for module in (config, config.composition, train):
         monkeypatch.setattr(module, "conf_dir", lambda: tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     yield tmp_path

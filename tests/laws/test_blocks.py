@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from dlmkit.backbones.blocks import block_layout
+from dlmkit.backbones.families import FAMILIES
 from torch import Tensor
 
 from dlmkit.backbones import base
 from dlmkit.backbones.attention import Mask
 from dlmkit.backbones.base import Backbone
-from dlmkit.backbones.blocks import block_layout
 from dlmkit.backbones.dit import DiT
-from dlmkit.backbones.families import FAMILIES
 from dlmkit.build import build_module
 from dlmkit.config import compose
 from dlmkit.laws.samplers import Exact, total_variation

@@ -6,13 +6,13 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from dlmkit.noising import training_copies
+from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
 from torch import Tensor
 
-from dlmkit.noising import training_copies
 from dlmkit.objectives.block import Block
 from dlmkit.objectives.masked import Masked
 from dlmkit.processes.absorbing import Absorbing
-from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
 from dlmkit.randomness import generator_for
 from dlmkit.types import Batch, Noised, TokenLoss
 from laws import parts

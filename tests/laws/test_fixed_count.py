@@ -6,9 +6,9 @@ from itertools import combinations
 
 import pytest
 import torch
+from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from torch import Tensor
 
-from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from dlmkit.randomness import generator_for
 from dlmkit.types import Noised
 from laws import parts

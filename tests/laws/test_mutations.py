@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dlmkit.backbones.prediction import Prediction
+from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
 from torch import Tensor
 
 from dlmkit.backbones import base
 from dlmkit.backbones.attention import attention_mask
 from dlmkit.backbones.dit import DiT
-from dlmkit.backbones.prediction import Prediction
 from dlmkit.laws import backbones, objectives, processes, samplers, schedules, t_samplers
 from dlmkit.laws.findings import Law
 from dlmkit.objectives.autoregressive import Autoregressive
@@ -27,7 +28,6 @@ from dlmkit.objectives.elbo import Elbo
 from dlmkit.objectives.masked import Masked
 from dlmkit.objectives.uniform import UniformBound
 from dlmkit.processes.absorbing import Absorbing
-from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
 from dlmkit.processes.none import NoNoise
 from dlmkit.processes.uniform import Uniform
 from dlmkit.samplers import ancestral as ancestral_module

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dlmkit.backbones.prediction import Head, Prediction
 from torch import Tensor
 
-from dlmkit.backbones.prediction import Head, Prediction
 from dlmkit.laws import objectives as laws
 from dlmkit.laws.objectives import integrals, seeded
 from dlmkit.objectives.elbo import integrand

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from dlmkit.processes.score import log_score
+from dlmkit.samplers.filtering import Filter, categorical, keep_top_k, keep_top_p
 from torch import Tensor
 
 from dlmkit.backbones.hf import HFBackbone
@@ -18,13 +20,11 @@ from dlmkit.laws import samplers as laws
 from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.samplers import Exact, distribution_after, step_rows, total_variation
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.processes.score import log_score
 from dlmkit.randomness import generator_for
 from dlmkit.samplers import ancestral, filtering, score_analytic
 from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.autoregressive import Autoregressive
 from dlmkit.samplers.base import Sampler, Step, check_agreement, generate
-from dlmkit.samplers.filtering import Filter, categorical, keep_top_k, keep_top_p
 from dlmkit.samplers.score_analytic import tweedie
 from dlmkit.samplers.score_tau_leaping import euler
 from dlmkit.types import Canvas

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dlmkit.data.corpora.base import Corpus
+from dlmkit.files import write_json
 from dlmkit.generation import complete, for_block_size
+from dlmkit.loggers import log_text
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
 from dlmkit.requests import RequestBuilder
@@ -18,7 +18,7 @@ from dlmkit.samplers.base import Sampler
 
 
 class SampleLogger(pl.Callback):
-    """Writes samples to TensorBoard and to samples/step_N.json in the run's folder.
+    """Writes samples to the loggers and to samples/step_N.json in the run's folder.
 
     Args:
         sampler: how to generate.
@@ -81,20 +81,14 @@ class SampleLogger(pl.Callback):
         if trainer.global_rank != 0:
             return
         texts = [trainer.datamodule.corpus.decode(row) for row in completed.tokens]  # type: ignore[attr-defined]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
-                logger.experiment.add_text("samples", body, trainer.global_step)
+        log_text(trainer.loggers, "samples", texts, trainer.global_step)
         record = {
             "step": trainer.global_step,
             "sampler": self.sampler.name,
             "num_steps": completed.num_steps,
             "samples": [{"prompt": None, "text": text} for text in texts],
         }
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step_{trainer.global_step:07d}.json"
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.json", record)
 
     def _builder(self, trainer: pl.Trainer, module: DiffusionLM) -> RequestBuilder:
         corpus: Corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]

@@ -159,7 +159,7 @@ def load(path: str | Path) -> LoadedModel:
     if block_size is not None:  # it may have grown during training
         loaded.objective.block_size = block_size
     backbone = build_backbone(loaded)
-    load_backbone_weights(backbone, path)
+    load_backbone_weights(backbone, file)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return _with_parts(loaded, backbone, tokenizer)
 
@@ -189,13 +189,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return content
 
 
-def load_backbone_weights(backbone: Backbone, path: Path) -> None:
-    """Copy the network's weights from a run folder or checkpoint, every key and shape checked.
+def load_backbone_weights(backbone: Backbone, file: Path) -> None:
+    """Copy the network's weights from a checkpoint file, every key and shape checked.
 
     Raises:
         ValueError: a damaged file; missing, extra or differently shaped weights.
     """
-    _, file = runs.checkpoint_of(path)
     saved = read_checkpoint(file)["state_dict"]
     weights = {key.removeprefix(BACKBONE): value for key, value in saved.items() if key.startswith(BACKBONE)}
     own, expected = backbone.state_dict(), backbone.weights_to_save()

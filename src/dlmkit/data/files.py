@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
@@ -11,6 +10,8 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from dlmkit.text_hints import closest
 
 _MOST_HASHED = 2**30  # bytes; the files of a larger corpus are identified by path, size and time of change
 
@@ -45,9 +46,9 @@ def nearest(name: str) -> str:
         return "it is a folder, so name the files in it, such as " + repr(str(path / "*"))
     while not path.parent.is_dir():
         path = path.parent
-    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5)
-    if close:
-        return f"the nearest existing name is {str(path.parent / close[0])!r}"
+    close = closest(path.name, os.listdir(path.parent))
+    if close is not None:
+        return f"the nearest existing name is {str(path.parent / close)!r}"
     return f"nothing in {str(path.parent.resolve())!r} has a similar name; check the path"
 
 
@@ -99,11 +100,3 @@ def _move(draft: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():  # an error other than a lost race
             raise
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a small text file atomically: a reader finds the old content or the new, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.order import BatchPlan, TrainOrder, ValidationOrder
 from dlmkit.data.sequences import SequenceDataset, Sequences
+from dlmkit.ranks import shard_of
 from dlmkit.types import Batch
 
 
@@ -64,12 +65,6 @@ class CorpusDataModule(LightningDataModule):
     def _loader(self, sequences: Sequences, order: Sampler[list[int]]) -> DataLoader[Batch]:
         dataset = SequenceDataset(sequences, self.corpus.document_masking)
         return DataLoader(dataset, batch_sampler=order, num_workers=self.plan.num_workers, collate_fn=_already_a_batch)
-
-
-def shard_of(trainer: Trainer | None) -> tuple[int, int]:
-    """Return (rank, world size) among processes that read different data; tensor-parallel peers share one rank."""
-    shard = None if trainer is None else trainer.distributed_sampler_kwargs
-    return (0, 1) if shard is None else (shard["rank"], shard["num_replicas"])
 
 
 def _already_a_batch(batch: Any) -> Any:  # DataLoader's type expects a list of items here

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dlmkit.corruption.base import Corruption
-from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.types import TimeDraw
+
+if TYPE_CHECKING:
+    from dlmkit.module import DiffusionLM
 
 NUM_TIMES = 1024
 """Midpoints of the mean over continuous time."""
@@ -38,6 +41,7 @@ def flops_per_token(module: DiffusionLM, length: int) -> float:
     return flops
 
 
+@lru_cache(maxsize=16)
 def head_fraction(objective: Objective[Any], process: ForwardProcess, corruption: Corruption) -> float:
     """Return the expected share of scored positions at which the head runs, for times uniform over [0, 1].
 

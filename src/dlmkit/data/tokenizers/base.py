@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlmkit.data.files import digest, write_file
+from dlmkit.data.files import digest
+from dlmkit.files import write_text
 
 STATE_FILE = "dlmkit_tokenizer.json"
 MASK_TEXT = "[MASK]"
@@ -98,7 +99,7 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> None:
         """Write the tokenizer into `folder`, for :func:`load_tokenizer`."""
         content = {"module": type(self).__module__, "class": type(self).__qualname__, "state": self.state()}
-        write_file(folder / STATE_FILE, json.dumps(content))
+        write_text(folder / STATE_FILE, json.dumps(content))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dlmkit.data.files import write_file
 from dlmkit.data.tokenizers.base import EOS_TEXT, MASK_TEXT, Tokenizer
+from dlmkit.files import write_text
 
 _NUM_SPECIAL = 2
 _SMALLEST = 256 + _NUM_SPECIAL
@@ -44,7 +44,7 @@ class BPE(Tokenizer):
             return
         path = cache_dir / f"bpe-{self.vocab_size}.json"
         if not path.is_file():
-            write_file(path, _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str())
+            write_text(path, _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str())
         self._set_model(path.read_text(encoding="utf-8"))
 
     def _set_model(self, definition: str) -> None:

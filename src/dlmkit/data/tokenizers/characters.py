@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlmkit.data.files import write_file
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.files import write_text
 
 UNKNOWN_TEXT = "\ufffd"
 
@@ -34,7 +34,7 @@ class Characters(Tokenizer):
             alphabet: set[str] = set()
             for text in documents():
                 alphabet.update(text)
-            write_file(path, json.dumps("".join(sorted(alphabet))))
+            write_text(path, json.dumps("".join(sorted(alphabet))))
         self._set_alphabet(json.loads(path.read_text(encoding="utf-8")))
 
     def _set_alphabet(self, alphabet: str) -> None:

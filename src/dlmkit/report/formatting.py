@@ -1,11 +1,11 @@
-"""How numbers are written."""
+"""Formatting numbers as text."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from dlmkit.report.reading import short_name
+from dlmkit.report.load import short_name
+from dlmkit.runs import RunSummary
 
 DASH = "\u2013"
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
@@ -27,12 +27,12 @@ def perplexity(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def tokens_of(summary: dict[str, Any]) -> str:
+def tokens_of(summary: RunSummary) -> str:
     """Return own tokens, and those of the run that it started from."""
-    total, own = summary.get("total_tokens"), summary.get("tokens_seen")
-    if own is None or total is None or total == own:
+    total, own = summary.total_tokens, summary.tokens_seen
+    if total == own:
         return count(own)
-    before = short_name(str(summary.get("init_from") or "before"))
+    before = short_name(summary.init_from or "before")
     return f"{count(own)} + {count(total - own)} ({before}) = {count(total)}"
 
 

@@ -1,46 +1,44 @@
-"""Run folders: where a run keeps its record, and how one starts from another."""
+"""The folder of a run: whether it is free, where its checkpoints are, and what another run takes from it."""
 
 from __future__ import annotations
 
 import csv
-import json
-import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-SUMMARY = "summary.json"
+from dlmkit.runs.summary import RunSummary
+
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 POLICIES = ("refuse", "overwrite", "resume")
 
 
-def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """Return the run's summary, or ``None`` when there is none yet."""
-    path = run_dir / SUMMARY
-    if not path.is_file():
-        return None
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error.msg}): delete the run folder and train again") from error
-    return summary
+@dataclass(frozen=True)
+class ParentRun:
+    """The finished run that another run starts from.
 
+    Attributes:
+        path: its folder or its checkpoint, as it was named.
+        checkpoint: the file with its weights.
+        name: of its folder.
+        tokens: training tokens behind it, with those of the runs that it started from.
+        flops: training FLOPs behind it, counted likewise.
+    """
 
-def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write the summary atomically: a crash leaves the old one."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    partial = run_dir / f".{SUMMARY}.{os.getpid()}"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(run_dir / SUMMARY)
+    path: Path
+    checkpoint: Path
+    name: str
+    tokens: int
+    flops: float
 
 
 def claim(run_dir: Path, policy: str) -> Path | None:
     """Check that `run_dir` may be used for a run, and return the checkpoint to resume from, if any.
 
-    A run that stopped before its first checkpoint is begun again by "resume".
+    With "resume", a run that stopped before its first checkpoint starts over.
 
     Args:
         run_dir: the run's folder.
@@ -51,38 +49,38 @@ def claim(run_dir: Path, policy: str) -> Path | None:
     """
     if policy not in POLICIES:
         raise ValueError(f"if_exists {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
-    summary = read_summary(run_dir)
-    if summary is None or policy == "overwrite":
+    summary = None if policy == "overwrite" else RunSummary.read(run_dir)
+    if summary is None:
         return None
     if policy == "refuse":
         raise ValueError(
-            f"{run_dir} already holds a run ({summary['status']}): set if_exists=overwrite to replace it,"
-            " if_exists=resume to go on with it, or choose another name"
+            f"{run_dir} already holds a run ({summary.status}): set if_exists=overwrite to replace it,"
+            " if_exists=resume to continue it, or choose another name"
         )
     return last_checkpoint(run_dir, policy)
 
 
 def last_checkpoint(run_dir: Path, policy: str) -> Path | None:
-    """Return the checkpoint that a run with this policy resumes from, or ``None`` where it begins anew."""
+    """Return the checkpoint that a run with this policy resumes from, or ``None`` where it starts from step 0."""
     if policy != "resume":
         return None
     checkpoints = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     return checkpoints[-1] if checkpoints else None
 
 
-def finished_summary(run_dir: Path, num_steps: int) -> dict[str, Any] | None:
+def finished_summary(run_dir: Path, num_steps: int) -> RunSummary | None:
     """Return the summary of a run that has nothing left to do, or ``None``.
 
     Raises:
         ValueError: the run has finished, with fewer steps than it should have now.
     """
-    summary = read_summary(run_dir)
-    if summary is None or summary["status"] != "finished":
+    summary = RunSummary.read(run_dir)
+    if summary is None or not summary.finished:
         return None
-    if summary["steps"] < num_steps:
+    if summary.steps < num_steps:
         raise ValueError(
-            f"{run_dir} has finished its {summary['steps']} steps and cannot go on to {num_steps}, since its learning"
-            " rate has run out: start another run with init_from, or set if_exists=overwrite"
+            f"{run_dir} has finished its {summary.steps} steps and cannot continue to {num_steps}, since its learning"
+            " rate has decayed: start another run with init_from, or set if_exists=overwrite"
         )
     return summary
 
@@ -98,7 +96,7 @@ def read_metrics(run_dir: Path, num_steps: int) -> list[dict[str, str]]:
 
 
 def clear(run_dir: Path) -> None:
-    """Empty the folder of a run that is about to be made again."""
+    """Delete what a run's folder holds."""
     for path in run_dir.iterdir() if run_dir.is_dir() else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -120,6 +118,24 @@ def checkpoint_of(path: Path) -> tuple[Path, Path]:
             f"{path} has no {LAST_CHECKPOINT}: the run has not finished; name one of its checkpoints instead"
         )
     return path, path / LAST_CHECKPOINT
+
+
+def read_parent(path: Path) -> ParentRun:
+    """Return the run that `init_from` names: a run's folder or a checkpoint in it.
+
+    Raises:
+        ValueError: no such run, or one that has not finished.
+    """
+    try:
+        folder, checkpoint = checkpoint_of(path)
+    except ValueError as error:
+        raise ValueError(
+            f"init_from names {path}, which holds no finished run: train it first (the sweep does)"
+        ) from error
+    summary = RunSummary.read(folder)
+    if summary is None or not summary.finished:
+        raise ValueError(f"init_from names {folder}, which has not finished: train it first, or name another run")
+    return ParentRun(path, checkpoint, summary.name, summary.total_tokens, summary.total_flops)
 
 
 def git_commit() -> str | None:
