@@ -83,19 +83,6 @@ def test_bound_is_exact_for_each_sequence(name, process, block_size, length):
     law_exact_in_blocks(Block(block_size, parts.objective(name)), parts.process(process), block_size, length)
 
 
-class TimeOfTheFirst(Block):
-    """Weighs every block by the first one's time."""
-
-    def __call__(self, prediction, noised, process):
-        t = noised.t[:, :1].expand_as(noised.t)
-        return super().__call__(prediction, Noised(noised.x_0, noised.x_t, t, noised.scored, noised.weight), process)
-
-
-def test_law_refuses_the_time_of_another_block():
-    with pytest.raises(AssertionError):
-        law_exact_in_blocks(TimeOfTheFirst(2, Masked()), parts.process("absorbing"), 2, 4)
-
-
 def test_blocks_fill_the_length():
     objective = Block(4, Masked())
     assert [objective.num_times(length) for length in (1, 4, 8, 64)] == [1, 1, 2, 16]
@@ -213,32 +200,6 @@ def law_blocks_apart(backbone: Backbone, block_size: int) -> None:
         assert not changed[:, :start].any(), f"noisy token {i}"
         assert not changed[:, end:].any(), f"noisy token {i}"
         assert changed[:, max(start, first_scored(backbone)) : end].all(), f"noisy token {i} is not seen by its block"
-
-
-class SeesItsOwnClean:
-    """A noisy slot sees the clean slots of its own block beside those before it."""
-
-    def __call__(self, *args):
-        layout = block_layout(*args)
-        own = layout.is_context[None, :] & (layout.blocks[None, :] == layout.blocks[:, None])
-        return replace(layout, mask=Mask(layout.mask.visible | own, layout.positions))
-
-
-class SeesLaterBlocks:
-    """A clean slot sees all clean slots."""
-
-    def __call__(self, *args):
-        layout = block_layout(*args)
-        clean = layout.is_context[None, :] & layout.is_context[:, None]
-        return replace(layout, mask=Mask(layout.mask.visible | clean, layout.positions))
-
-
-@pytest.mark.parametrize("leaky", [SeesItsOwnClean, SeesLaterBlocks])
-@pytest.mark.parametrize("name", ["dit-prepend", "llama-prepend", FLEX[1], FLEX_HF[0]])
-def test_law_refuses_a_mask_that_leaks(name, leaky, monkeypatch):
-    monkeypatch.setattr(base, "block_layout", leaky())
-    with pytest.raises(AssertionError, match="clean token"):
-        law_blocks_apart(a_network(name), 2)
 
 
 @SIZES

@@ -135,21 +135,3 @@ def test_one_step_is_a_reconstruction_of_every_token(process):
     alone = torch.stack([data.joint.sum([j for j in range(LENGTH) if j != i]) for i in range(LENGTH)])
     expected = -alone.log().gather(1, data.sequences.T).sum(0)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
-
-
-class ForgetsTheSteps(Discrete):
-    """The mean of the terms in place of their sum."""
-
-    def __call__(self, prediction, noised, process):
-        result = super().__call__(prediction, noised, process)
-        return type(result)(result.loss, result.nll / self.num_steps)
-
-
-def test_law_refuses_a_wrong_weight():
-    data, noise = source(), parts.process("absorbing")
-
-    def exact(x_t: Tensor, t: Tensor) -> TablePredictor:
-        return data.exact_predictor(noise, x_t, t)
-
-    wrong = sum_of_terms(ForgetsTheSteps(3), noise, data, exact)
-    assert not torch.allclose(wrong, brute_force(3, noise, data, exact))

@@ -72,33 +72,3 @@ def test_prior_term_is_at_least_the_divergence_that_belongs_to_it(noise: type) -
     term, least = laws.prior_term(objective, process, source), prior_kl(source, process)
     assert float((source.probs * (term - least)).sum()) > 0.001
     assert (term > 0).all()
-
-
-class ForgetsTheOwnScore(ScoreEntropy):
-    """Scores normalised without that of x_t itself, which is 1."""
-
-    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        return super().log_marginal(logits, x_t, t, process).scatter(-1, x_t[:, None], float("-inf")).log_softmax(-1)
-
-
-class TakesThePosteriorOfCleanTokens(Masked):
-    """What it says of x_0 is taken for what it says of x_1."""
-
-    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        return process.log_x0(logits, x_t)
-
-
-class LosesAnEnd(Absorbing):
-    """Takes its range for the whole one."""
-
-    left_out = (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("objective", "noise"),
-    [(ForgetsTheOwnScore(), Absorbing), (TakesThePosteriorOfCleanTokens(), Absorbing), (Masked(), LosesAnEnd)],
-    ids=["own score", "clean tokens", "lost end"],
-)
-def test_planted_errors(objective: Objective, noise: type) -> None:
-    (finding,) = laws.law_ends(objective, noise(Short(1.0, 0.2), VOCAB_SIZE, MASK_ID))
-    assert not finding.passed

@@ -106,18 +106,3 @@ def test_every_set_of_the_right_size_is_alike(share):
     size = len(list(combinations(range(4), count)))
     assert len(kinds) == size
     assert chi_square_p(kinds, torch.full((size,), num / size)) > 1e-6
-
-
-class DividesByTheProbability(AbsorbingFixedCount):
-    """The weight of independent masks."""
-
-    def noised_share(self, t, scored):
-        return 1 - self.schedule.alpha(t)
-
-
-def test_law_refuses_the_weight_of_independent_masks():
-    data = random_source(LENGTH, VOCAB_SIZE, MASK_ID)
-    noise = DividesByTheProbability(parts.schedule("linear"), VOCAB_SIZE, MASK_ID)
-    scored = torch.ones(LENGTH, dtype=torch.bool)
-    got = mean_nll("masked", noise, data, lambda x_t, t: data.exact_predictor(noise, x_t, t), scored)
-    assert (got + data.probs.log()).abs().max() > 0.1

@@ -623,36 +623,3 @@ def test_plain_posterior_will_do_under_absorbing_noise_only():
         check_agreement("x0", Ancestral(1.0, None, 1.0), parts.process("uniform"))
     with pytest.raises(ValueError, match="next"):
         check_agreement("x0", Autoregressive(1.0, None, 1.0), parts.process("absorbing"))
-
-
-# Planted errors
-
-
-class AlwaysTheSameTime(Ancestral):
-    """Takes the first step's size for every step."""
-
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
-        step = Step(step.index, step.num_steps, torch.ones_like(step.t), torch.full_like(step.s, 0.9))
-        return super().step(denoiser, process, x_t, fixed, step, state, generator)
-
-
-def test_law_refuses_a_wrong_step():
-    data, noise, num = source(), parts.process("uniform"), 20_000
-    sampler = AlwaysTheSameTime(1.0, None, 1.0)
-    expected = distribution_after(3, Exact(data, noise), noise, sampler)
-    canvas = generate(Exact(data, noise), noise, sampler, empty(num), 3, generator_for("cpu", 0))
-    assert chi_square_p(counts_of(canvas.tokens), expected * num) < FALSE_ALARM
-
-
-def test_law_refuses_the_plain_posterior_under_uniform_noise():
-    """The exact p(x_0 | x_t), which counts x_t twice: the chain settles elsewhere, however many steps it takes."""
-    data, noise = source(), parts.process("uniform")
-
-    class Plain(Exact):
-        def __call__(self, x_t: Tensor, t: Tensor) -> TablePredictor:
-            alpha, mass = noise.coefficients(t)
-            own = torch.nn.functional.one_hot(x_t, VOCAB_SIZE) * alpha[:, None, None] + mass[0, 0]
-            return TablePredictor(super().__call__(x_t, t).table + own.log())
-
-    after = distribution_after(256, Plain(data, noise), noise, parts.sampler("ancestral"))
-    assert total_variation(after, data.joint.flatten()) > 0.05

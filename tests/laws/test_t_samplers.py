@@ -303,35 +303,3 @@ def test_learned_goes_on_where_it_was_saved():
 def test_learned_refuses_what_it_cannot_learn_with(values, line):
     with pytest.raises(ValueError, match=line):
         parts.t_sampler("learned", **values)
-
-
-class ForgetsEps(Stratified):
-    def sample(self, num, generator):
-        t, weight = super().sample(num, generator)
-        return t, torch.ones_like(weight)
-
-
-class Squares(Stratified):
-    def sample(self, num, generator):
-        t, weight = super().sample(num, generator)
-        return t**2, weight
-
-
-class MissesTheStart(Stratified):
-    """Never draws below 0.1, which t^3 hardly sees."""
-
-    def sample(self, num, generator):
-        return stretch(torch.rand(num, dtype=torch.float64, generator=generator), 0.1)
-
-
-@pytest.mark.parametrize(
-    ("law", "broken"),
-    [
-        (law_mean_is_the_integral, ForgetsEps(eps=0.3)),
-        (law_mean_is_the_integral, Squares(eps=0.0)),
-        (law_covers_the_range, MissesTheStart(eps=0.0)),
-    ],
-)
-def test_law_refuses(law, broken):
-    with pytest.raises(AssertionError):
-        law(broken)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.laws.findings import Finding, at_most, holds, law
-from dlmkit.types import FULL_ATTENTION, Attention, NetworkInput
+from dlmkit.types import FULL_ATTENTION, Attention, Context, NetworkInput
 
 LENGTH = 9
+BLOCK_SIZE = 3
 
 
 def with_random_weights(backbone: Backbone) -> Backbone:
@@ -59,6 +60,25 @@ def dependence(backbone: Backbone, segments: Tensor | None = None, attention: At
         changed[0, j] = (changed[0, j] + 1) % backbone.vocab_size
         columns.append((hidden(backbone, changed, segments, attention) != before).any(-1))
     return torch.stack(columns, dim=1)
+
+
+@torch.no_grad()
+def dependence_in_blocks(backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Return bool [L, L] twice: whether the prediction of token i moves with noisy token j, and with clean token j."""
+
+    def predicted(x_t: Tensor, x_0: Tensor) -> Tensor:
+        t = torch.full((1,), 0.5, dtype=torch.float64)
+        return backbone(NetworkInput(x_t, t, context=Context(x_0, BLOCK_SIZE))).hidden[0]
+
+    x_t, x_0 = some_tokens(backbone), some_tokens(backbone, seed=1)
+    before = predicted(x_t, x_0)
+    noisy, clean = [], []
+    for j in range(LENGTH):
+        one = torch.arange(LENGTH) == j
+        other_t, other_0 = ((tokens + one) % backbone.vocab_size for tokens in (x_t, x_0))
+        noisy.append((predicted(other_t, x_0) != before).any(-1))
+        clean.append((predicted(x_t, other_0) != before).any(-1))
+    return torch.stack(noisy, dim=1), torch.stack(clean, dim=1)
 
 
 def _first(backbone: Backbone) -> int:
@@ -122,6 +142,35 @@ def law_annealing_keeps_the_past(backbone: Backbone) -> Iterator[Finding]:
     yield holds("annealing ends bidirectional", full, "tokens are masked at ratio 1")
 
 
+def _without_blocks(backbone: Backbone) -> str | None:
+    if not backbone.supports_context:
+        return "it reads no clean context"
+    return "it is causal, and block diffusion is not" if backbone.causal else None
+
+
+@law(unless=_without_blocks)
+def law_block_masking(backbone: Backbone) -> Iterator[Finding]:
+    """In block diffusion a token is predicted from the noisy tokens of its block and the clean ones before it alone."""
+    noisy, clean = dependence_in_blocks(backbone)
+    first, block = _first(backbone), torch.arange(LENGTH) // BLOCK_SIZE
+    own, earlier = block[:, None] == block[None, :], block[:, None] > block[None, :]
+    for name, depends, may in (("noisy", noisy, own), ("clean", clean, earlier)):
+        leaks, missing = (int(wrong[first:].sum()) for wrong in (depends & ~may, may & ~depends))
+        what = "of another block" if name == "noisy" else "of their own or a later block"
+        yield at_most(
+            f"{name} tokens do not leak across blocks",
+            leaks,
+            0.0,
+            f"{leaks} predictions move with a {name} token {what}: the bound is wrong",
+        )
+        yield at_most(
+            f"no visible {name} token is masked",
+            missing,
+            0.0,
+            f"{missing} pairs of prediction and {name} token that should be visible are cut off",
+        )
+
+
 def _without_mask_token(backbone: Backbone) -> str | None:
     return None if backbone.mask_id is not None else "it has no mask token"
 
@@ -164,6 +213,7 @@ LAWS = [
     law_attends_where_it_may,
     law_document_masking,
     law_annealing_keeps_the_past,
+    law_block_masking,
     law_mask_is_never_predicted,
     law_prefix_is_equivalent,
 ]

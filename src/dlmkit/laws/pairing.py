@@ -11,7 +11,17 @@ from dlmkit.backbones.base import Backbone
 from dlmkit.compatibility import Parts, fit
 from dlmkit.corruption.base import Corruption
 from dlmkit.generation import for_block_size
-from dlmkit.laws import backbones, boundary_terms, corruption, objectives, processes, samplers, schedules, t_samplers
+from dlmkit.laws import (
+    backbones,
+    boundary_terms,
+    corruption,
+    discrete_time,
+    objectives,
+    processes,
+    samplers,
+    schedules,
+    t_samplers,
+)
 from dlmkit.laws.findings import Finding, Law, findings_of
 from dlmkit.objectives.base import Objective
 from dlmkit.parts import Part
@@ -199,7 +209,7 @@ def corruption_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
 
 def objective_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
     """Yield objectives under every process and schedule that they hold for."""
-    laws = [*objectives.LAWS, *boundary_terms.LAWS]
+    laws = [*objectives.LAWS, *boundary_terms.LAWS, *discrete_time.LAWS]
     for part, noise, *others in objective_cases(candidates):
         arguments = part.build(noise, *others), noise.build(*others)
         yield from _jobs(named, laws, [part, noise, *others], *arguments)

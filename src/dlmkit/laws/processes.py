@@ -14,7 +14,7 @@ from dlmkit.laws.findings import FALSE_ALARM, Finding, at_least, at_most, holds,
 from dlmkit.laws.source import channel
 from dlmkit.laws.statistics import chi_square_p
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
-from dlmkit.processes.base import ForwardProcess
+from dlmkit.processes.base import ForwardProcess, InterpolatingProcess
 from dlmkit.randomness import generator_for
 
 TIMES = torch.tensor([1e-4, 0.01, 0.2, 0.5, 0.77, 0.99, 1.0], dtype=torch.float64)
@@ -72,6 +72,10 @@ def law_mass(process: ForwardProcess) -> Iterator[Finding]:
         reached = torch.arange(process.vocab_size) != process.mask_id
         elsewhere = float(mass[:, reached].max())
         yield at_most("mask_only: noise only masks", elsewhere, 0.0, f"another token has mass {elsewhere:.3g}")
+    if isinstance(process, InterpolatingProcess):
+        declared, found = process.num_noise_tokens, int((mass > 0).any(0).sum())
+        meaning = f"noise reaches {found} tokens, num_noise_tokens is {declared}: noise over V includes the mask"
+        yield holds("noise reaches num_noise_tokens", found == declared, meaning)
 
 
 @law()
@@ -246,14 +250,15 @@ def law_prior(process: ForwardProcess) -> Iterator[Finding]:
 
 
 @law()
-def law_x0_prediction(process: ForwardProcess) -> Iterator[Finding]:
+def law_x0_prediction(process: ForwardProcess, parameterization: X0LeaveOneOut | None = None) -> Iterator[Finding]:
     """A prediction of x_0 is the softmax where a token may change, and carries the others over."""
+    parameterization = parameterization or X0LeaveOneOut()
     size = process.vocab_size
     logits = torch.randn(size, size, dtype=torch.float64, generator=generator_for("cpu", "log_x0"))
     if process.mask_id is not None:
         logits[:, process.mask_id] = float("-inf")  # as every prediction has it
     given, x_t = logits.clone(), torch.arange(size)
-    probs = X0LeaveOneOut().log_x0(logits, x_t, torch.full((size,), 0.5, dtype=torch.float64), process).exp()
+    probs = parameterization.log_x0(logits, x_t, torch.full((size,), 0.5, dtype=torch.float64), process).exp()
     noisy = process.may_change(x_t)
     error = float((probs - given.softmax(-1))[noisy].abs().max()) if noisy.any() else 0.0
     yield at_most("x_theta = softmax at noisy tokens", error, 1e-7, "x_theta is not the softmax of the logits")

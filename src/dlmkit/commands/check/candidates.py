@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import sys
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import config
 from dlmkit.laws.pairing import INTERFACES, Candidate, Toy
 from dlmkit.laws.toys import LENGTH
+from dlmkit.renames import renamed_choice
 
 FILLED_IN = {"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"}
 """Keywords that the other parts of a configuration give to a class that is named by its import path."""
@@ -85,6 +87,8 @@ def find(group: str, name: str, changes: Sequence[str] = ()) -> Candidate:
     elif "." in name:
         node = class_node(group, name, [change.partition("=")[0] for change in changes])
     else:
+        if (line := renamed_choice(group, name)) is not None:
+            raise ValueError(line)
         choices = part_names(group)
         raise ValueError(
             f"{group}={name} is unknown: choose one of {', '.join(choices)}{config.nearest(name, choices)}, or give a"
@@ -113,15 +117,17 @@ def class_node(group: str, path: str, given: Sequence[str]) -> DictConfig:
     """Return the node of a class without a YAML: its defaults, and the vocabulary and schedule if it takes them."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: a module beside the user is found
+    module, _, name = path.rpartition(".")
     try:
-        target = get_class(path)
-    except (ImportError, ValueError) as error:
-        cause = error.__cause__ or error
+        if path.startswith("."):
+            raise ImportError("a relative path")
+        target = getattr(importlib.import_module(module), name)  # Hydra's get_class logs three more lines
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{group}={path} cannot be imported ({' '.join(str(cause).split())}):"
+            f"{group}={path} cannot be imported ({' '.join(str(error).split())}):"
             " give package.module.Class, importable from this folder"
         ) from error
-    if not issubclass(target, INTERFACES[group]):
+    if not (isinstance(target, type) and issubclass(target, INTERFACES[group])):
         raise ValueError(
             f"{group}={path} is no {INTERFACES[group].__name__}: derive the class from {_full(INTERFACES[group])}"
         )
