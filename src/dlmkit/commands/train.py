@@ -192,7 +192,8 @@ def _record(
     from dlmkit.callbacks.record import RunRecord
     from dlmkit.training.budget import flops_per_token
 
-    settings = {**flatten(_resolved(config)), **choices}
+    resolved = _resolved(config)  # here, because Hydra's own values are hidden during training, see relaunch_as
+    settings = {**flatten(resolved), **choices}
     return RunRecord(
         run_dir,
         summary,
@@ -201,7 +202,7 @@ def _record(
         lambda: flops_per_token(module, config.length),
         config.batch.size * config.length,
         module.corruption.num_copies,
-        lambda block_size: _write_config(run_dir, config, block_size),
+        lambda block_size: _write_config(run_dir, resolved, block_size),
     )
 
 
@@ -236,19 +237,19 @@ def _open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, clear: bool)
     """Write what a run's folder holds before the first step, after removing an earlier run if `clear`."""
     if clear:
         runs.clear(run_dir)
-    _write_config(run_dir, config)
+    _write_config(run_dir, _resolved(config))
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")
 
 
-def _write_config(run_dir: Path, config: DictConfig, block_size: int | None = None) -> None:
+def _write_config(run_dir: Path, resolved: dict[str, Any], block_size: int | None = None) -> None:
     """Write config.yaml, with the block size that training has reached."""
-    content = _resolved(config)
+    config = OmegaConf.create(resolved)
     if block_size is not None:
-        content["objective"]["block_size"] = block_size
-        if content["sampler"].get("block_size") is not None:
-            content["sampler"]["block_size"] = block_size
-    write_text(run_dir / runs.CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)))
+        config.objective.block_size = block_size
+        if config.sampler.get("block_size") is not None:
+            config.sampler.block_size = block_size
+    write_text(run_dir / runs.CONFIG, OmegaConf.to_yaml(config))
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
