@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -24,6 +25,7 @@ from dlmkit.loggers import prepare
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
 
 AT_LEAST_ONE = (
@@ -121,8 +123,9 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     for key in AT_LEAST_ONE:
         if (value := OmegaConf.select(config, key)) < 1:
             raise ValueError(f"{key} {value} is below 1: give at least 1")
+    torch.manual_seed(seed_for(config.seed, "parts"))  # initial weights of parts that have any, such as an objective
     parts = build_parts(config)
-    pl.seed_everything(config.seed, workers=True, verbose=False)  # the initial weights
+    pl.seed_everything(config.seed, workers=True, verbose=False)  # initial weights of the network
     backbone = build_backbone(config)
     backbone.check_length(config.length)
     check(replace(parts, backbone=backbone, ar_weight=config.ar_weight))

@@ -142,10 +142,11 @@ class DiffusionLM(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the mean over positions into the mean over scored tokens of the global batch, before clipping."""
-        totals = self.totals.reduced(lambda sums: self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        strategy = self.trainer.strategy
+        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
         self.totals = StepTotals(self.parts)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        reduce_replicated(gradients, self.trainer.strategy, self.device_mesh)
+        reduce_replicated(gradients, lambda gradient: strategy.reduce(gradient, reduce_op="mean"), self.device_mesh)
         factor = totals.num_positions / max(totals.num_scored, 1.0)
         torch._foreach_mul_(gradients, factor)  # the gradients are 0 where nothing is scored
         totals.update_parts()

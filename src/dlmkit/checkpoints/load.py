@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone
@@ -21,6 +23,7 @@ from dlmkit.data.tokenizers.base import Tokenizer
 from dlmkit.generation import Completions, OnStep, complete, for_block_size
 from dlmkit.module import BACKBONE
 from dlmkit.objectives.base import Objective
+from dlmkit.parts import Part, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
 from dlmkit.requests import Request, RequestBuilder
@@ -155,19 +158,33 @@ def load(path: str | Path) -> LoadedModel:
     folder, file = runs.checkpoint_of(path)
     loaded = OmegaConf.load(folder / runs.CONFIG)
     assert isinstance(loaded, DictConfig)
-    block_size = read_checkpoint(file)["settings"]["block_size"]
+    content = read_checkpoint(file)
+    block_size = content["settings"]["block_size"]
     if block_size is not None:  # it may have grown during training
         loaded.objective.block_size = block_size
     backbone = build_backbone(loaded)
     load_backbone_weights(backbone, file)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    return _with_parts(loaded, backbone, tokenizer)
+    model = _with_parts(loaded, backbone, tokenizer)
+    _restore({"process": model.process, "objective": model.objective}, content)
+    return model
 
 
 def _with_parts(config: DictConfig, backbone: Backbone, tokenizer: Tokenizer | None) -> LoadedModel:
     objective = build_objective(config)
     sampler = for_block_size(build_sampler(config), objective.block_size)
     return LoadedModel(config, backbone.eval(), build_process(config), objective, sampler, tokenizer)
+
+
+def _restore(parts: Mapping[str, Part], content: dict[str, Any]) -> None:
+    """Give parts, and those inside them, the state that they have in a checkpoint."""
+    for name, part in walk(parts):
+        if isinstance(part, nn.Module):
+            saved = content["state_dict"].items()
+            prefix = f"{name}."
+            part.load_state_dict({key.removeprefix(prefix): value for key, value in saved if key.startswith(prefix)})
+        else:
+            part.load_state_dict(content["parts"].get(name, {}))
 
 
 def num_steps_of(file: Path) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -118,7 +119,7 @@ def _job(config: DictConfig, script: str) -> float:
     overrides = list(hydra_config.overrides.task)
     try:
         check_overrides(config, overrides)
-        summary = train(config, run_dir, choices, overrides, script)
+        summary = train(config, run_dir, choices, overrides, [script, "train", *_config_dir(hydra_config)])
     except (ValueError, HydraException) as error:
         if hydra_config.mode == RunMode.MULTIRUN:
             error.add_note(f"run {run_dir.name}")
@@ -130,7 +131,15 @@ def _job(config: DictConfig, script: str) -> float:
     return summary.val_nll
 
 
-def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides: list[str], script: str) -> RunSummary:
+def _config_dir(hydra_config: HydraConf) -> list[str]:
+    """Return the flag --config-dir with its folder where one was given, else nothing."""
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={folder}" for folder in folders]
+
+
+def train(
+    config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides: list[str], command: list[str]
+) -> RunSummary:
     """Train one run from start to summary and return the summary.
 
     Args:
@@ -138,7 +147,7 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         run_dir: the run's folder.
         choices: group -> chosen file, for the record.
         overrides: what the user (or the sweep) typed, from which the folder of a sibling run follows.
-        script: the path of the `dlmkit` that was called.
+        command: that starts another process of this run, up to its overrides.
     """
     rank_zero = is_rank_zero()
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not rank_zero)
@@ -166,7 +175,7 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         _open_folder(run_dir, config, data.corpus, clear=resume is None)
     announce(console, run_dir, config, summary.params, parent)
     began = time.perf_counter()
-    with relaunch_as([script, "train", *overrides, f"hydra.run.dir='{run_dir}'"]):
+    with relaunch_as([*command, *overrides, f"hydra.run.dir='{run_dir}'"]):
         finished = _run(trainer, module, data, record, config, resume)
     conclude(console, finished, time.perf_counter() - began)
     return finished
@@ -183,7 +192,8 @@ def _record(
     from dlmkit.callbacks.record import RunRecord
     from dlmkit.training.budget import flops_per_token
 
-    settings = {**flatten(_resolved(config)), **choices}
+    resolved = _resolved(config)  # here, because Hydra's own values are hidden during training, see relaunch_as
+    settings = {**flatten(resolved), **choices}
     return RunRecord(
         run_dir,
         summary,
@@ -192,7 +202,7 @@ def _record(
         lambda: flops_per_token(module, config.length),
         config.batch.size * config.length,
         module.corruption.num_copies,
-        lambda block_size: _write_config(run_dir, config, block_size),
+        lambda block_size: _write_config(run_dir, resolved, block_size),
     )
 
 
@@ -227,19 +237,19 @@ def _open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, clear: bool)
     """Write what a run's folder holds before the first step, after removing an earlier run if `clear`."""
     if clear:
         runs.clear(run_dir)
-    _write_config(run_dir, config)
+    _write_config(run_dir, _resolved(config))
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")
 
 
-def _write_config(run_dir: Path, config: DictConfig, block_size: int | None = None) -> None:
+def _write_config(run_dir: Path, resolved: dict[str, Any], block_size: int | None = None) -> None:
     """Write config.yaml, with the block size that training has reached."""
-    content = _resolved(config)
+    config = OmegaConf.create(resolved)
     if block_size is not None:
-        content["objective"]["block_size"] = block_size
-        if content["sampler"].get("block_size") is not None:
-            content["sampler"]["block_size"] = block_size
-    write_text(run_dir / runs.CONFIG, OmegaConf.to_yaml(OmegaConf.create(content)))
+        config.objective.block_size = block_size
+        if config.sampler.get("block_size") is not None:
+            config.sampler.block_size = block_size
+    write_text(run_dir / runs.CONFIG, OmegaConf.to_yaml(config))
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from dlmkit.evaluation.boundary_terms import prior, reconstruction
 from dlmkit.laws.findings import Finding, at_most, law
-from dlmkit.laws.objectives import exact_predictor, integrals, no_integral, toy_source
+from dlmkit.laws.objectives import integrals, no_integral
 from dlmkit.laws.quadrature import Nodes
 from dlmkit.laws.source import Source, channel, noised_everywhere, sum_by
+from dlmkit.laws.toys import exact_predictor, toy_source
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.types import Noised, Prediction

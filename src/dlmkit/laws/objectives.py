@@ -14,7 +14,7 @@ Shapes: B batch, L length, V vocabulary (small), S sequences of the source. Loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -22,47 +22,17 @@ import torch
 from torch import Tensor
 
 from dlmkit.backbones.head import Head, HeadPrediction
+from dlmkit.laws.autoregressive import law_next_token
+from dlmkit.laws.diagnosis import diagnosis
 from dlmkit.laws.findings import Finding, at_least, at_most, holds, law, relative, worst_at
 from dlmkit.laws.predictions import TablePrediction, read_as
 from dlmkit.laws.quadrature import nodes
-from dlmkit.laws.source import (
-    Source,
-    all_sequences,
-    channel,
-    index_of,
-    noised_everywhere,
-    random_source,
-    sum_by,
-)
+from dlmkit.laws.source import Source, all_sequences, channel, index_of, noised_everywhere, sum_by
+from dlmkit.laws.toys import Predictor, a_batch, exact_predictor, losses_of, seeded, toy_source
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.elbo import GenericElbo
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.types import Noised, Prediction, TokenLoss
-
-LENGTH = 3
-
-Predictor = Callable[[Tensor, Tensor], Prediction]
-"""From x_t int64 [B, L] and t float64 [B] to a prediction."""
-
-
-def toy_source(process: ForwardProcess, length: int = LENGTH) -> Source:
-    """Return a source over the process's vocabulary without its mask, whose positions depend on each other."""
-    return random_source(length, process.vocab_size, process.mask_id)
-
-
-def exact_predictor(objective: Objective[Any], process: ForwardProcess, source: Source) -> Predictor:
-    """Return the exact predictor in the objective's parameterization."""
-    return lambda x_t, t: source.exact(objective.parameterization, process, x_t, t)
-
-
-def losses_of(objective: Objective[Any], below: Prediction, noised: Noised, process: ForwardProcess) -> TokenLoss:
-    """Return the losses of a network whose prediction of x_0 is `below`, in the objective's parameterization."""
-    return objective(read_as(objective.parameterization, below, process, noised.x_t, noised.t), noised, process)
-
-
-def seeded(seed: int) -> torch.Generator:
-    """Return a generator for fixed logits."""
-    return torch.Generator().manual_seed(seed)
+from dlmkit.types import Noised
 
 
 def prior_kl(source: Source, process: ForwardProcess) -> Tensor:
@@ -93,22 +63,6 @@ def integrals(
     return sum_by(share * nll.detach().double().sum(-1), sequence, len(source.probs))
 
 
-def a_batch(process: ForwardProcess, seed: int = 0) -> tuple[Noised, Tensor]:
-    """Return random tokens noised at times all over (0, 1), some positions not scored, and logits [B, L, V]."""
-    generator, size, mask_id = seeded(seed), process.vocab_size, process.mask_id
-    x_0 = torch.randint(size - (mask_id is not None), (64, 6), generator=generator)
-    if mask_id is not None:
-        x_0 += x_0 >= mask_id
-    scored = torch.rand(x_0.shape, generator=generator) < 0.8
-    t = torch.linspace(1e-4, 1 - 1e-4, len(x_0), dtype=torch.float64)
-    x_t = process.corrupt(x_0, t, scored, generator)
-    weight = torch.rand(len(x_0), dtype=torch.float64, generator=generator) + 0.5
-    logits = 2 * torch.randn(*x_0.shape, size, dtype=torch.float64, generator=generator)
-    if mask_id is not None:
-        logits[..., mask_id] = float("-inf")
-    return Noised(x_0, x_t, t, scored, weight), logits
-
-
 # Where laws do not apply
 
 
@@ -122,11 +76,6 @@ def no_integral(objective: Objective[Any], process: ForwardProcess) -> str | Non
     if objective.num_steps is not None:
         return "its bound is in discrete time, larger by what T steps cost"
     return no_noise(objective, process)
-
-
-def noisy(objective: Objective[Any], process: ForwardProcess) -> str | None:
-    """Return why laws of the autoregressive baseline do not apply."""
-    return None if objective.exact else "its nll is a bound"
 
 
 def no_blocks(objective: Objective[Any], process: ForwardProcess) -> str | None:
@@ -347,37 +296,6 @@ def law_blocks(objective: Objective[Any], process: ForwardProcess) -> Iterator[F
         )
 
 
-# The autoregressive baseline
-
-
-def causal_logits(source: Source, x: Tensor) -> Tensor:
-    """Return log p(x^i | x^{<i}) at every position of x (int64 [B, M], M <= L), [B, M, V]."""
-    length, tables = x.shape[1], []
-    for i in range(length):
-        prefix = source.joint.sum(list(range(i + 1, source.length))) if i + 1 < source.length else source.joint
-        conditional = prefix / prefix.sum(-1, keepdim=True).clamp_min(1e-300)
-        tables.append(conditional[tuple(x[:, j] for j in range(i))].expand(len(x), source.vocab_size))
-    return torch.stack(tables, 1).log()
-
-
-@law(unless=noisy)
-def law_next_token(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
-    """With the exact next-token probabilities the nll is -log p(x)."""
-    source = toy_source(process)
-    x = source.sequences
-    noised = Noised(x, x, torch.ones(len(x)), torch.ones_like(x, dtype=torch.bool), torch.ones(len(x)))
-    nll = objective(TablePrediction(causal_logits(source, x)), noised, process).nll.double().sum(-1)
-    error = (nll + source.probs.log()).abs()
-    worst = int(error.argmax())
-    yield at_most(
-        "nll = -log p(x)",
-        error[worst],
-        1e-11,
-        f"the nll of {x[worst].tolist()} is {float(nll[worst]):.5g} nats, -log p is"
-        f" {-float(source.probs[worst].log()):.5g}",
-    )
-
-
 LAWS = [
     law_exact,
     law_larger,
@@ -392,52 +310,3 @@ LAWS = [
     law_next_token,
 ]
 """Of an objective and a process that it holds for."""
-
-
-# What went wrong, in words
-
-
-def diagnosis(objective: Objective[Any], process: ForwardProcess) -> str:
-    """Return how the nll differs from the generic bound's: at which tokens, by which factor, at which t."""
-    noised, logits = a_batch(process)
-    mine = losses_of(objective, TablePrediction(logits), noised, process).nll.detach().double()
-    generic = GenericElbo()(TablePrediction(logits), noised, process).nll
-    due = generic > 1e-9
-    extra = (mine.abs() > 1e-9) & ~due & noised.scored
-    if extra.any():
-        clean = float((noised.x_t == noised.x_0)[extra].double().mean())
-        return (
-            f"nll is not zero at {int(extra.sum())} positions where the bound is, {clean:.0%} of them clean (x_t = x_0)"
-        )
-    t = noised.t[:, None].expand(due.shape)[due]
-    ratio = (mine[due] / generic[due]).nan_to_num(nan=float("inf"))
-    if bool(((ratio - 1).abs() < 1e-6).all()):
-        return "per token it equals the generic bound under this process: look at the process or its schedule"
-    at = int((t - 0.3).abs().argmin())
-    if (ratio[at] - 1).abs() < 1e-6:
-        at = int((ratio - 1).abs().argmax())
-    name = factor_name(process, t, ratio)
-    if name == CONSTANT:
-        return f"nll is {float(ratio[at]):.3g} times the generic bound's, at every t"
-    factor = f"{name} = {float(ratio[at]):.3g}" if name else f"{float(ratio[at]):.3g}"
-    return f"at t = {float(t[at]):.3g} nll is {factor} times the generic bound's"
-
-
-CONSTANT = "constant"
-
-
-def factor_name(process: ForwardProcess, t: Tensor, ratio: Tensor) -> str | None:
-    """Return the name of the ratio [N] as a function of t [N], such as "1/p_mask" (p_mask = 1 - alpha), if any."""
-    alpha = process.alpha(t)
-    slope = torch.func.jvp(process.alpha, (t,), (torch.ones_like(t),))[1]
-    plain = {"p_mask": 1 - alpha, "t": t, "alpha": alpha, "(-alpha')": -slope}
-    plain["p_mask/(-alpha')"] = (1 - alpha) / -slope
-    named = dict(plain)
-    for name, value in plain.items():
-        named[f"1/{name}" if "/" not in name else "(-alpha')/p_mask"] = 1 / value
-        named[f"{name}^2"] = value**2
-    for name, value in named.items():
-        if bool((relative(ratio, value, 1e-6) < 1e-6).all()) and not bool(((value - 1).abs() < 1e-9).all()):
-            return name
-    constant = float(ratio.median())
-    return CONSTANT if bool(((ratio / constant - 1).abs() < 1e-6).all()) else None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dlmkit.objectives.base import Objective
+from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.tensors import at_positions, row_of, scatter
@@ -24,7 +25,7 @@ class GenericElbo(Objective[ForwardProcess]):
     """
 
     name = "elbo"
-    parameterization = X0LeaveOneOut()
+    parameterization: Parameterization = X0LeaveOneOut()
 
     def __call__(self, prediction: Prediction, noised: Noised, process: ForwardProcess) -> TokenLoss:
         """Return the bound as loss and as nll."""

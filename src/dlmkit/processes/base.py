@@ -130,16 +130,14 @@ class ForwardProcess(Part, ABC):
 
     def rate(self, t: Tensor) -> Tensor:
         """Return the jump rate r_t(z) [B, V] from any other token to z: mass'_t(z) - alpha'_t / alpha_t mass_t(z)."""
-        values, slopes = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[:2]
-        (alpha, mass), (d_alpha, d_mass) = values, slopes
+        (alpha, mass), (d_alpha, d_mass) = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[:2]
         return d_mass - (d_alpha / alpha)[:, None] * mass
 
     def prior(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Draw x_1, int64 `shape` = (B, L), from the noise distribution at t = 1."""
         t = torch.ones(shape[0], dtype=torch.float64, device=generator.device)
-        return torch.multinomial(
-            _distribution(self.coefficients(t).mass), shape[1], replacement=True, generator=generator
-        )
+        noise = _distribution(self.coefficients(t).mass)
+        return torch.multinomial(noise, shape[1], replacement=True, generator=generator)
 
     @property
     def end_shares(self) -> EndShares:

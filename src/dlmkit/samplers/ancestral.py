@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.base import Sampler, Step
@@ -31,7 +33,7 @@ class Ancestral(Sampler[None]):
     top_k: int | None
     top_p: float
 
-    parameterization = X0LeaveOneOut()
+    parameterization: ClassVar[Parameterization] = X0LeaveOneOut()
 
     def __post_init__(self) -> None:
         self.filter  # noqa: B018 (refuses settings outside of their ranges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Sampler(Part, ABC, Generic[S]):
 
     group = "sampler"
 
-    parameterization: Parameterization
+    parameterization: ClassVar[Parameterization]
     """What the network's output must mean for the step to be right."""
 
     faithful: bool = True

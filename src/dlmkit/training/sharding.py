@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -35,16 +34,21 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     fully_shard(backbone, mesh=data_parallel, reshard_after_forward=False)
 
 
-def reduce_replicated(gradients: Sequence[Tensor], strategy: Strategy, mesh: DeviceMesh | None) -> None:
+def reduce_replicated(gradients: Sequence[Tensor], mean: Callable[[Tensor], Tensor], mesh: DeviceMesh | None) -> None:
     """Average, in place, the gradients that sharding does not: those of weights outside of the sharded network.
 
-    Without a mesh the strategy has averaged all gradients already.
+    Without a mesh all gradients are averaged already.
+
+    Args:
+        gradients: of all weights.
+        mean: returns the mean of a tensor over the processes.
+        mesh: of the processes, or ``None`` where nothing is sharded.
     """
     if mesh is None:
         return
     for gradient in gradients:
         if not isinstance(gradient, DTensor):
-            gradient.copy_(strategy.reduce(gradient, reduce_op="mean"))
+            gradient.copy_(mean(gradient))
 
 
 def gathered(tensor: Tensor) -> Tensor:

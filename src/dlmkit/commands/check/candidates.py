@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import config
 from dlmkit.laws.pairing import INTERFACES, Candidate, Toy
-from dlmkit.laws.samplers import LENGTH
+from dlmkit.laws.toys import LENGTH
 from dlmkit.renames import renamed_choice
 
 FILLED_IN = {"schedule": "${schedule}", "vocab_size": "${vocab.size}", "mask_id": "${vocab.mask_id}"}
