@@ -7,8 +7,8 @@ drawn again and again, in each way: what varies is times and masks alone. A draw
 over the batch, or one for each noisy copy that the corruption makes of a sequence. Ways are compared by variance times
 passes: as the mean of n draws has an n-th of the variance, this is the variance at equal compute. The means must agree.
 
-`learned` (and `learned_by_variance`, its option) is fitted on `NUM_UPDATES` other batches before it is measured; then its
-density stays. Under the linear schedule `importance` is `stratified`.
+`learned` (and `learned_by_variance`, its option) is fitted on `NUM_UPDATES` other batches before it is measured, and
+fixed from then on. Under the linear schedule `importance` is `stratified`.
 `clipped` is not here, because its mean is another one.
 """
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dlmkit.backbones.families import FAMILIES
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
