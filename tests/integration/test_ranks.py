@@ -17,20 +17,19 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 
 @pytest.mark.parametrize(
-    ("objective", "process", "micro_batch_size", "accumulate"),
+    ("objective", "process", "corruption", "micro_batch_size", "accumulate"),
     [
-        ("masked", "absorbing", 4, 1),
-        ("masked", "complementary", 2, 2),
-        ("uniform", "uniform", 1, 4),
-        ("autoregressive", "none", 2, 2),
+        ("masked", "absorbing", "independent", 4, 1),
+        ("masked", "absorbing", "complementary", 2, 2),
+        ("uniform", "uniform", "independent", 1, 4),
+        ("autoregressive", "none", "independent", 2, 2),
     ],
 )
-def test_two_ranks_take_the_step_of_one(objective, process, micro_batch_size, accumulate):
+def test_two_ranks_take_the_step_of_one(objective, process, corruption, micro_batch_size, accumulate):
     """Each rank has other sequences, with other numbers of scored tokens, at the times that one rank draws for them."""
-    split = trained(
-        module(objective, process), micro_batch_size, accumulate, num_steps=2, devices=2, strategy="ddp_fork"
-    )
-    assert_same(split, by_hand(module(objective, process), num_steps=2))
+    one, two = (module(objective, process, corruption) for _ in range(2))
+    split = trained(two, micro_batch_size, accumulate, num_steps=2, devices=2, strategy="ddp_fork")
+    assert_same(split, by_hand(one, num_steps=2))
 
 
 def test_two_ranks_learn_one_density_of_t():
