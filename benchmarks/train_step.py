@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step [--shape NAME ...] [--device auto|cpu|cuda] [--out DIR]
 
-Each variant lives in a process of its own, so that peak memory is its own, and the processes take turns, so that a
-machine that slows down slows both. Both start from the same weights and see the same tokens, times and noise; the run
+Each variant runs in a process of its own, so that peak memory is its own, and the processes take turns, so that a
+machine that slows down slows both. Both start from the same weights and have the same tokens, times and noise; the run
 fails unless their losses agree.
 """
 
@@ -36,11 +36,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dlmkit.backbones.hf import HFBackbone
-from dlmkit.objectives.masked import Masked
+from dlmkit.corruption.independent import Independent
+from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.randomness import generator_for
 from dlmkit.schedules.linear import Linear
+from dlmkit.step import losses
 from dlmkit.t_samplers.stratified import Stratified
+from dlmkit.training.budget import head_fraction
 from dlmkit.types import Noised
 
 WARM_UP = 2
@@ -75,16 +78,15 @@ SHAPES = {
 
 
 def dlmkit_step(backbone: HFBackbone, shape: Shape) -> Step:
-    """Return the step as a dlmkit user runs it."""
-    process = Absorbing(Linear(), shape.vocab, shape.mask_id)
-    objective = Masked()
+    """Return the step as a dlmkit user runs it; noise is drawn for the whole batch at once, as in the reference."""
+    process, objective = Absorbing(Linear(), shape.vocab, shape.mask_id), MaskedElbo()
 
     def step(x_0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         scored = torch.ones_like(x_0, dtype=torch.bool)
-        scored[:, 0] = False  # nothing predicts token 0
+        scored[:, 0] = False  # no output predicts token 0
         x_t = process.corrupt(x_0, t, scored, generator)
         noised = Noised(x_0, x_t, t, scored, torch.ones_like(t))
-        return objective(backbone(x_t, t), noised, process).loss.sum() / scored.sum()
+        return losses(objective, process, backbone, noised).loss.sum() / scored.sum()
 
     return step
 
@@ -92,7 +94,7 @@ def dlmkit_step(backbone: HFBackbone, shape: Shape) -> Step:
 def reference_step(backbone: HFBackbone, shape: Shape) -> Step:
     """Return the plain step, from the description in arXiv 2410.17891 (algorithm 1 and section 3.2).
 
-    Full logits, a dense additive attention mask (all visible, as after annealing), cross-entropy at every position,
+    Full logits, a dense additive attention mask (full, as after annealing), cross-entropy at every position,
     zeroed where nothing is masked, weighted 1 / t, shifted by slicing. Departures, for equal losses: token 0 is left
     clean, no dropout, and the sum is divided by the number of scorable tokens. The model is transformers' own, with
     the weights of `backbone`.
@@ -149,7 +151,7 @@ def build_backbone(shape: Shape, attention: str) -> HFBackbone:
 
 
 def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
-    """Serve one variant in its own process: each number received is how many steps to take and time."""
+    """Run one variant in its own process: each number received is how many steps to take and time."""
     device = torch.device(device_name)
     if device.type == "cpu":
         torch.set_num_threads(CPU_THREADS)
@@ -159,11 +161,11 @@ def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-4, fused=True)
     index = 0
     while num_steps := pipe.recv():
-        seconds, losses = [], []
+        seconds, values = [], []
         for _ in range(num_steps):
             generator = generator_for(device, "noise", index)
             x_0 = torch.randint(shape.mask_id, (shape.batch, shape.length), generator=generator, device=device)
-            t = Stratified(eps=1e-3).sample(shape.batch, generator_for("cpu", "t", index))[0].to(device)
+            t = Stratified(eps=1e-3).sample(shape.batch, generator_for("cpu", "t", index)).t.to(device)
             synchronize(device)
             begin = time.perf_counter()
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
@@ -173,9 +175,9 @@ def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
             optimizer.zero_grad()
             synchronize(device)
             seconds.append(time.perf_counter() - begin)
-            losses.append(loss.item())
+            values.append(loss.item())
             index += 1
-        pipe.send((seconds, losses, peak_memory(device)))
+        pipe.send((seconds, values, peak_memory(device)))
 
 
 def synchronize(device: torch.device) -> None:
@@ -196,35 +198,35 @@ def measure(shape: Shape, device: str, variants: list[str], rounds: int, steps: 
     """Return per variant: step seconds, losses, peak bytes. Processes take turns, `steps` at a time."""
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    losses: dict[str, list[float]] = {name: [] for name in variants}
+    values: dict[str, list[float]] = {name: [] for name in variants}
     peak: dict[str, int] = {}
     pipes, processes = {}, []
     for name in variants:
         pipes[name], end = context.Pipe()
         processes.append(context.Process(target=worker, args=(end, name, shape, device), daemon=True))
         processes[-1].start()
-        end.close()  # so that a worker that dies is an EOFError here and not a wait without end
+        end.close()  # so that a worker that stops is an EOFError here and not an endless wait
     for round_index in range(rounds + 1):
         for name, pipe in pipes.items():
             pipe.send(steps if round_index else WARM_UP)
-            round_seconds, round_losses, peak[name] = pipe.recv()
+            round_seconds, round_values, peak[name] = pipe.recv()
             seconds[name] += round_seconds if round_index else []
-            losses[name] += round_losses
+            values[name] += round_values
     for pipe in pipes.values():
         pipe.send(0)
     for process in processes:
         process.join()
-    return {name: {"seconds": seconds[name], "losses": losses[name], "peak_bytes": peak[name]} for name in variants}
+    return {name: {"seconds": seconds[name], "losses": values[name], "peak_bytes": peak[name]} for name in variants}
 
 
-def check_losses(losses: dict[str, list[float]], relative: float) -> float:
+def check_losses(values: dict[str, list[float]], relative: float) -> float:
     """Raise unless all variants gave the same losses, step for step; return the largest relative difference.
 
     The reference does not forbid the mask token, as published, which alone moves a loss by about log(1 + 1 / V).
     """
-    worst = max(abs(x - y) / abs(y) for own in losses.values() for x, y in zip(own, losses["reference"], strict=True))
+    worst = max(abs(x - y) / abs(y) for own in values.values() for x, y in zip(own, values["reference"], strict=True))
     if not worst <= relative:
-        raise RuntimeError(f"losses differ by {worst:.1e} of their value, more than {relative:.0e}: {losses}")
+        raise RuntimeError(f"losses differ by {worst:.1e} of their value, more than {relative:.0e}: {values}")
     return worst
 
 
@@ -233,9 +235,9 @@ def summarize(shape: Shape, device: str, measured: dict[str, dict[str, Any]]) ->
     on_gpu = device == "cuda"
     worst = check_losses({name: run["losses"] for name, run in measured.items()}, 2e-2 if on_gpu else 1e-4)
     peak_flops = get_available_flops(torch.device(device), torch.bfloat16) if on_gpu else None
-    head_fraction = Masked().head_fraction(Absorbing(Linear(), shape.vocab, shape.mask_id))
+    fraction = head_fraction(MaskedElbo(), Absorbing(Linear(), shape.vocab, shape.mask_id), Independent())
     with torch.device("meta"):
-        flops_per_token = build_backbone(shape, "sdpa").flops_per_token(shape.length, head_fraction)
+        flops_per_token = build_backbone(shape, "sdpa").flops_per_token(shape.length, fraction)
     variants = {}
     for name, run in measured.items():
         tokens_per_second = shape.batch * shape.length / statistics.median(run["seconds"])
@@ -327,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: the two for this kind of device")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch", type=int, help="blocks per step, instead of the shape's")
+    parser.add_argument("--batch", type=int, help="sequences per step, instead of the shape's")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
     parser.add_argument("--steps", type=int, default=4, help="steps per turn")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

@@ -4,11 +4,11 @@
 
 A tiny network is trained a little on a Markov chain. Then its loss and gradient on one and the same global batch are
 drawn again and again, in each way: what varies is times and masks alone. A draw costs one forward and backward pass
-over the batch, or one for each noisy copy that the process makes of a sequence. Ways are compared by variance times
+over the batch, or one for each noisy copy that the corruption makes of a sequence. Ways are compared by variance times
 passes: as the mean of n draws has an n-th of the variance, this is the variance at equal compute. The means must agree.
 
-`learned` (and `learned_centred`, its option) has observed `LESSONS` other batches before it is measured, and nothing
-while it is: its density is fixed. Under the linear schedule `importance` is `stratified`.
+`learned` (and `learned_by_variance`, its option) is fitted on `NUM_UPDATES` other batches before it is measured, and
+fixed from then on. Under the linear schedule `importance` is `stratified`.
 `clipped` is not here, because its mean is another one.
 """
 
@@ -27,44 +27,52 @@ from torch import Tensor
 
 from benchmarks.train_step import describe_machine
 from dlmkit.backbones.dit import DiT
-from dlmkit.noising import training_copies
-from dlmkit.objectives.masked import Masked
+from dlmkit.corruption.base import Corruption
+from dlmkit.corruption.complementary import Complementary
+from dlmkit.corruption.fixed_count import FixedCount
+from dlmkit.corruption.independent import Independent
+from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.processes.absorbing import Absorbing
-from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
-from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from dlmkit.randomness import generator_for
 from dlmkit.schedules.linear import Linear
+from dlmkit.step import losses
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.t_samplers.iid import IID
 from dlmkit.t_samplers.importance import Importance
 from dlmkit.t_samplers.learned import Learned
 from dlmkit.t_samplers.offset_grid import OffsetGrid
 from dlmkit.t_samplers.stratified import Stratified
-from dlmkit.types import Batch, Noised
+from dlmkit.types import Batch, StepOutput
 
 VOCAB, MASK, LENGTH, BATCH, EPS = 33, 32, 64, 16, 1e-3
 GROUPS = 8
 """Independent parts of the draws, whose spread gives the standard errors."""
-LESSONS = 300
-"""Batches of other texts that a time sampler may learn from before it is measured."""
+NUM_UPDATES = 300
+"""Batches of other sequences that a time sampler is fitted on before it is measured."""
 
 T_SAMPLERS: dict[str, Callable[[], TimeSampler]] = {
     "iid": lambda: IID(EPS),
     "stratified": lambda: Stratified(EPS),
     "offset_grid": lambda: OffsetGrid(EPS),
     "importance": lambda: Importance(Linear(), EPS),
-    "learned": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10, centred=False),
-    "learned_centred": lambda: Learned(EPS, num_bins=32, floor=0.1, decay=0.99, warmup_draws=10, centred=True),
+    "learned": lambda: learned(by_variance=False),
+    "learned_by_variance": lambda: learned(by_variance=True),
 }
-PROCESSES: dict[str, Absorbing] = {
-    "absorbing": Absorbing(Linear(), VOCAB, MASK),
-    "absorbing_complementary": AbsorbingComplementary(Linear(), VOCAB, MASK, min_share=2 * EPS),
-    "absorbing_fixed_count": AbsorbingFixedCount(Linear(), VOCAB, MASK),
+CORRUPTIONS: dict[str, Corruption] = {
+    "independent": Independent(),
+    "complementary": Complementary(min_share=2 * EPS),
+    "fixed_count": FixedCount(),
 }
-PLAIN = ("iid", "absorbing")
+PLAIN = ("iid", "independent")
+PROCESS = Absorbing(Linear(), VOCAB, MASK)
 
 
-def texts(num: int, seed: int) -> Tensor:
+def learned(by_variance: bool) -> Learned:
+    """Return the learned density, not yet fitted."""
+    return Learned(EPS, num_bins=32, uniform_share=0.1, decay=0.99, warmup_draws=10, by_variance=by_variance)
+
+
+def sequences(num: int, seed: int) -> Tensor:
     """Return sequences of a Markov chain over the tokens other than the mask, int64 [num, L]."""
     chain = (2.0 * torch.randn(MASK, MASK, generator=generator_for("cpu", "chain"))).softmax(-1)
     generator = generator_for("cpu", "texts", seed)
@@ -74,48 +82,46 @@ def texts(num: int, seed: int) -> Tensor:
     return torch.stack(tokens, dim=1)
 
 
-def losses_of(
-    backbone: DiT, x_0: Tensor, t_sampler: TimeSampler, process: Absorbing, key: int | str
-) -> tuple[Tensor, Tensor]:
-    """Return one draw of the losses [G, L], nats, and the statistics that the time sampler may learn from."""
-    t, weight = t_sampler.sample(len(x_0), generator_for("cpu", "t", key))
+def drawn(
+    backbone: DiT, x_0: Tensor, t_sampler: TimeSampler, corruption: Corruption, key: int | str
+) -> tuple[Tensor, StepOutput]:
+    """Return one draw of the losses [G, L], nats, and the step's output for parts that learn from it."""
+    draw = t_sampler.sample(len(x_0), generator_for("cpu", "t", key))
     batch = Batch(x_0, torch.ones_like(x_0, dtype=torch.bool))
-    rows, x_t, times, weights = training_copies(process, batch, t, weight, range(len(x_0)), "noise", key)
-    loss = Masked()(backbone(x_t, times), Noised(rows.tokens, x_t, times, rows.scored, weights), process).loss
-    loss = loss.view(-1, *x_0.shape).sum(0)  # over the copies of a sequence
-    return loss, t_sampler.statistics(t, weight, loss, batch.scored)
+    noised = corruption.draw(PROCESS, batch, draw, range(len(x_0)), "noise", key)
+    loss = losses(MaskedElbo(), PROCESS, backbone, noised).loss.view(-1, *x_0.shape).sum(0)  # over the copies
+    return loss, StepOutput(draw, loss.detach(), noised, batch.scored)
 
 
 def trained(num_steps: int) -> DiT:
-    """Return a network that has seen `num_steps` batches, drawn the plain way."""
+    """Return a network after `num_steps` batches, drawn the plain way."""
     torch.manual_seed(0)
     backbone = DiT(VOCAB, MASK, LENGTH, 64, 2, 2, 32, time_conditioned=False)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=2e-3)
     for step in range(num_steps):
         optimizer.zero_grad()
-        losses, _ = losses_of(backbone, texts(BATCH, step), T_SAMPLERS[PLAIN[0]](), PROCESSES[PLAIN[1]], step)
-        (losses.sum() / losses.numel()).backward()
+        loss, _ = drawn(backbone, sequences(BATCH, step), T_SAMPLERS[PLAIN[0]](), CORRUPTIONS[PLAIN[1]], step)
+        loss.mean().backward()
         optimizer.step()
     return backbone
 
 
-def taught(backbone: DiT, way: tuple[str, str]) -> TimeSampler:
-    """Return the time sampler of that way, which has observed batches that are neither trained on nor measured."""
+def fitted(backbone: DiT, way: tuple[str, str]) -> TimeSampler:
+    """Return the time sampler of that way, fitted on batches that are neither trained on nor measured."""
     t_sampler = T_SAMPLERS[way[0]]()
-    for lesson in range(LESSONS if isinstance(t_sampler, Learned) else 0):
+    for update in range(NUM_UPDATES if isinstance(t_sampler, Learned) else 0):
         with torch.no_grad():
-            x_0 = texts(BATCH, 1_000_000 + lesson)
-            _, seen = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], f"lesson {lesson}")
-        t_sampler.observe(seen)
+            x_0 = sequences(BATCH, 1_000_000 + update)
+            _, output = drawn(backbone, x_0, t_sampler, CORRUPTIONS[way[1]], f"lesson {update}")
+        t_sampler.update(t_sampler.collect(output))
     return t_sampler
 
 
 def draws(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> Iterator[tuple[float, Tensor]]:
     """Yield (loss, gradient as one vector) of `num` draws; keys are not those of the training."""
-    parameters, t_sampler = list(backbone.parameters()), taught(backbone, way)
+    parameters, t_sampler = list(backbone.parameters()), fitted(backbone, way)
     for key in range(num):
-        losses, _ = losses_of(backbone, x_0, t_sampler, PROCESSES[way[1]], -1 - key)
-        loss = losses.sum() / losses.numel()
+        loss = drawn(backbone, x_0, t_sampler, CORRUPTIONS[way[1]], -1 - key)[0].mean()
         gradient = torch.autograd.grad(loss, parameters)
         yield float(loss.detach()), torch.cat([one.flatten() for one in gradient]).double()
 
@@ -123,7 +129,7 @@ def draws(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> Iterato
 def measure(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> dict[str, Any]:
     """Return the cost, the mean of the loss, and both variances; a gradient's is the trace of its covariance."""
     size = num // GROUPS
-    loss_groups, gradient_groups, losses = [], [], []
+    loss_groups, gradient_groups, means = [], [], []
     total: list[tuple[float, Tensor]] = []
     for loss, gradient in draws(backbone, x_0, way, size * GROUPS):
         total.append((loss, gradient))
@@ -132,12 +138,12 @@ def measure(backbone: DiT, x_0: Tensor, way: tuple[str, str], num: int) -> dict[
             gradients = torch.stack([one for _, one in total])
             loss_groups.append(float(values.var()))
             gradient_groups.append(float(gradients.var(dim=0).sum()))
-            losses.append(float(values.mean()))
+            means.append(float(values.mean()))
             total = []
     return {
-        "passes": PROCESSES[way[1]].num_copies,
-        "mean_loss": sum(losses) / GROUPS,
-        "mean_loss_stderr": _stderr(losses),
+        "passes": CORRUPTIONS[way[1]].num_copies,
+        "mean_loss": sum(means) / GROUPS,
+        "mean_loss_stderr": _stderr(means),
         "loss_variance": sum(loss_groups) / GROUPS,
         "loss_variance_stderr": _stderr(loss_groups),
         "gradient_variance": sum(gradient_groups) / GROUPS,
@@ -168,7 +174,7 @@ def table(result: dict[str, Any]) -> str:
         " the passes given over each sequence; x is variance times passes, that is the variance at equal compute, over"
         " that of independent times and masks, plus or minus one standard error.",
         "",
-        "| t_sampler | process | passes | mean loss | variance of the loss | x | variance of the gradient | x |",
+        "| t_sampler | corruption | passes | mean loss | variance of the loss | x | variance of the gradient | x |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, way in ways.items():
@@ -186,10 +192,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train-steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    backbone, x_0 = trained(options.train_steps), texts(BATCH, -1)
+    backbone, x_0 = trained(options.train_steps), sequences(BATCH, -1)
     ways = {
-        f"{t_sampler} {process}": measure(backbone, x_0, (t_sampler, process), options.draws)
-        for process in PROCESSES
+        f"{t_sampler} {corruption}": measure(backbone, x_0, (t_sampler, corruption), options.draws)
+        for corruption in CORRUPTIONS
         for t_sampler in T_SAMPLERS
     }
     check_means(ways)

@@ -32,7 +32,7 @@ SMALL = [
     "callbacks.samples.num_samples=1",
     "trainer.log_every_n_steps=1",
 ]
-MARKOV = ["data=markov", "data.num_train_blocks=64", "data.num_val_blocks=10"]
+MARKOV = ["data=markov", "data.num_train_sequences=64", "data.num_val_sequences=10"]
 TOY = [*MODEL, *SMALL, *MARKOV]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
+import torch
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,26 +16,45 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
-from dlmkit.data.module import BlockDataModule
+from dlmkit.compatibility import Parts, check
+from dlmkit.config import conf_dir, nearest
+from dlmkit.data.corpora.base import Corpus
+from dlmkit.data.module import CorpusDataModule
+from dlmkit.data.order import BatchPlan
+from dlmkit.loggers import prepare
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Sampler, check_agreement, check_blocks
+from dlmkit.randomness import seed_for
+from dlmkit.samplers.base import Sampler
+
+AT_LEAST_ONE = (
+    "validation.every_steps",
+    "validation.check_times",
+    "validation.num_times",
+    "trainer.log_every_n_steps",
+)
 
 
-def build_data(config: DictConfig) -> BlockDataModule:
-    """Build the data module, prepare its data, and write the vocabulary into `config.vocab`."""
-    data: BlockDataModule = instantiate(config.data)
-    data.prepare_data()
-    data.setup("fit")
-    vocabulary = data.vocabulary
+def build_data(config: DictConfig) -> CorpusDataModule:
+    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`."""
+    plan = BatchPlan(
+        micro_batch_size=config.batch.micro_size,
+        accumulate=config.batch.accumulate,
+        num_steps=config.num_steps,
+        seed=config.seed,
+        num_workers=config.batch.num_workers,
+    )
+    corpus: Corpus = instantiate(config.data)
+    corpus.prepare()
+    vocabulary = corpus.vocabulary
     config.vocab = {
         "size": vocabulary.size,
         "mask_id": vocabulary.mask_id,
         "bos_id": vocabulary.bos_id,
         "eos_id": vocabulary.eos_id,
     }
-    return data
+    return CorpusDataModule(corpus, plan)
 
 
 def build_backbone(config: DictConfig) -> Backbone:
@@ -50,58 +70,73 @@ def build_process(config: DictConfig) -> ForwardProcess:
     return process
 
 
-def build_sampler(config: DictConfig, process: ForwardProcess) -> Sampler:
-    """Build the sampler, and refuse one that the objective's predictions do not fit."""
-    sampler: Sampler = instantiate(config.sampler)
-    objective: Objective = instantiate(config.objective)
-    check_agreement(objective.predicts, sampler, process)
-    check_blocks(objective.block_size, sampler)
+def build_sampler(config: DictConfig) -> Sampler[Any]:
+    """Build the sampler."""
+    sampler: Sampler[Any] = instantiate(config.sampler)
     return sampler
 
 
-def build_module(config: DictConfig, bytes_per_token: float | None) -> DiffusionLM:
-    """Build the LightningModule from every part of `config`, checking that they fit together."""
-    for key in (
-        "validation.every_steps",
-        "validation.check_times",
-        "validation.num_times",
-        "trainer.log_every_n_steps",
-    ):
-        if (value := OmegaConf.select(config, key)) < 1:
-            raise ValueError(f"{key} {value} is below 1: give at least 1")
+def named_sampler(name: str) -> Sampler[Any]:
+    """Build a sampler of conf/sampler with its default settings.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    choices = sorted(path.stem for path in (conf_dir() / "sampler").glob("*.yaml"))
+    if name not in choices:
+        raise ValueError(f"sampler={name} is unknown: choose one of {', '.join(choices)}{nearest(name, choices)}")
+    sampler: Sampler[Any] = instantiate(OmegaConf.load(conf_dir() / "sampler" / f"{name}.yaml"))
+    return sampler
+
+
+def build_objective(config: DictConfig) -> Objective[Any]:
+    """Build the objective."""
+    objective: Objective[Any] = instantiate(config.objective)
+    return objective
+
+
+def build_parts(config: DictConfig) -> Parts:
+    """Build all parts but the network, checking that they fit together.
+
+    Raises:
+        ValueError: they do not, or a part refuses its settings.
+    """
     process = build_process(config)
     check_token_id("process.mask_id", process.mask_id, config.vocab.size)
-    build_sampler(config, process)
-    objective: Objective = instantiate(config.objective)
-    objective.check(process)
-    objective.num_times(config.length)  # raises where blocks do not fill the length
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    parts = Parts(
+        process=process,
+        objective=build_objective(config),
+        corruption=instantiate(config.corruption),
+        sampler=build_sampler(config),
+        length=config.length,
+    )
+    check(parts)
+    return parts
+
+
+def build_module(config: DictConfig, bytes_per_token: float | None) -> DiffusionLM:
+    """Build the LightningModule from every part of `config`, checking that they fit together.
+
+    Raises:
+        ValueError: they do not, or a part refuses its settings.
+    """
+    for key in AT_LEAST_ONE:
+        if (value := OmegaConf.select(config, key)) < 1:
+            raise ValueError(f"{key} {value} is below 1: give at least 1")
+    torch.manual_seed(seed_for(config.seed, "parts"))  # initial weights of parts that have any, such as an objective
+    parts = build_parts(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)  # initial weights of the network
     backbone = build_backbone(config)
     backbone.check_length(config.length)
-    if objective.block_size is not None and "context" not in signature(backbone.forward).parameters:
-        raise ValueError(
-            f"backbone={type(backbone).__name__.lower()} reads no clean context, which objective=block needs: take"
-            " backbone=hf or dit_tiny, or let its forward take `context` (see Backbone.reading)"
-        )
-    if None not in (process.mask_id, backbone.mask_id) and process.mask_id != backbone.mask_id:
-        raise ValueError(
-            f"process.mask_id {process.mask_id} is not backbone.mask_id {backbone.mask_id}: leave both to the tokenizer"
-        )
-    if backbone.causal != objective.exact:
-        name = type(objective).__module__.rpartition(".")[2]
-        raise ValueError(
-            f"causal={str(backbone.causal).lower()} does not fit objective={name}: an"
-            " autoregressive objective wants causal=true, a diffusion objective causal=false; family=NAME sets both"
-        )
-    if config.ar_weight < 0 or (config.ar_weight > 0 and (backbone.causal or not backbone.shift)):
-        raise ValueError(
-            f"ar_weight {config.ar_weight} wants to be at least 0, and above 0 a diffusion objective on a shifted"
-            " backbone (backbone.shift=true), whose outputs speak about the next token"
-        )
+    check(replace(parts, backbone=backbone, ar_weight=config.ar_weight))
+    assert parts.process is not None
+    assert parts.objective is not None
+    assert parts.corruption is not None
     module = DiffusionLM(
         backbone=backbone,
-        process=process,
-        objective=objective,
+        process=parts.process,
+        corruption=parts.corruption,
+        objective=parts.objective,
         t_sampler=instantiate(config.t_sampler),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_schedule=instantiate(config.lr_schedule),
@@ -111,7 +146,7 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         seed=config.seed,
     )
     try:
-        module.configure_optimizers()  # Lightning asks again; a setting that does not fit shows before a run begins
+        module.configure_optimizers()  # called again by Lightning; here unsuitable settings raise before a run begins
     except TypeError as error:
         raise ValueError(f"optimizer={config.optimizer._target_}: {error}") from error
     return module
@@ -120,10 +155,19 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
 def build_trainer(
     config: DictConfig, run_dir: Path, callbacks: list[pl.Callback], progress: bool, steps_done: int
 ) -> pl.Trainer:
-    """Build the Trainer of one run: logs and checkpoints go into `run_dir`, behind those of the first `steps_done`."""
+    """Build the Trainer of one run, which logs and saves in `run_dir`.
+
+    Args:
+        config: composed configuration.
+        run_dir: the run's folder.
+        callbacks: the run's callbacks.
+        progress: whether `callbacks` has a progress bar.
+        steps_done: steps of a resumed run that stay in its logs.
+    """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     if isinstance(options["strategy"], dict):
         options["strategy"] = instantiate(options["strategy"])
+    loggers = build_loggers(config, run_dir, steps_done)
     try:
         return pl.Trainer(
             **options,
@@ -137,27 +181,39 @@ def build_trainer(
             enable_progress_bar=progress,
             default_root_dir=run_dir,
             callbacks=callbacks,
-            logger=build_loggers(run_dir, steps_done),
+            logger=loggers,
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
         raise ValueError(f"trainer: {error}") from error
 
 
-def build_loggers(run_dir: Path, steps_done: int) -> list[Logger]:
-    """Build the loggers; what a resumed run logged in its first `steps_done` steps stays, what came later goes."""
-    kept = runs.read_metrics(run_dir, steps_done)
+def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Logger]:
+    """Build the loggers that `config.logger` names, and the one of metrics.csv, which the report reads.
+
+    Args:
+        config: composed configuration.
+        run_dir: the run's folder.
+        steps_done: steps of a resumed run; metrics.csv and TensorBoard keep their points and drop later ones.
+    """
+    prepare([str(name) for name in config.logger])
+    chosen = [
+        instantiate(node, **_resume_options(node, steps_done), _convert_="all") for node in config.logger.values()
+    ]
     table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
-    for row in kept:  # CSVLogger begins a new file
+    for row in runs.read_metrics(run_dir, steps_done):  # CSVLogger begins a new file
         cells: dict[str, Any] = dict(row)
         table.log_metrics(cells, step=int(row["step"]))
-    board = TensorBoardLogger(
-        run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=steps_done or None
-    )
-    return [board, table]
+    return [*chosen, table]
+
+
+def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
+    kind = get_object(node._target_)
+    is_tensorboard = isinstance(kind, type) and issubclass(kind, TensorBoardLogger)
+    return {"purge_step": steps_done} if is_tensorboard and steps_done else {}
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     """Build the callbacks that `config.callbacks` names."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
-    # Averaged weights come first, so that the others meet them at the end of training: the samples are the model's.
+    # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

@@ -46,7 +46,7 @@ def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
 
         train(rest + (["--multirun"] if options.multirun else []))
     elif options.command == "report":
-        from dlmkit.report import main as report
+        from dlmkit.commands.report import main as report
 
         report(options.runs, html=options.html, json=options.json)
     elif options.command == "sample":
@@ -58,7 +58,7 @@ def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
 
         (convert.export_main if options.command == "export" else convert.import_main)(options)
     elif options.command == "check":
-        from dlmkit.commands.check import main as check
+        from dlmkit.commands.check.run import main as check
 
         return check(options.parts, options.json)
     elif options.command == "doctor":
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -118,7 +118,7 @@ def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
         "checkpoint", type=Path, metavar="CKPT", help="a run folder, a checkpoint in it, or a Hugging Face folder"
     )
     given = sample.add_mutually_exclusive_group()
-    given.add_argument("--prompt", metavar="TEXT", help="text to go on from")
+    given.add_argument("--prompt", metavar="TEXT", help="text to continue")
     given.add_argument("--infill", metavar="TEXT", help='text with gaps, such as "In the [MASK:12] God created"')
     sample.add_argument("--length", type=int, metavar="N", help="tokens in all (default: the run's block length)")
     sample.add_argument("--steps", type=int, default=64, metavar="N", help="reverse steps (default 64)")
@@ -145,7 +145,7 @@ def _add_convert(commands: argparse._SubParsersAction[Any]) -> None:
 def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
     check = commands.add_parser(
         "check",
-        help="whether a schedule, process, objective, time sampler, sampler or backbone is correct",
+        help="whether a schedule, process, corruption, objective, time sampler, sampler or backbone is correct",
         usage="dlmkit check [part=name ...] [part.key=value ...] [--json FILE]",
         description="Runs the laws on the parts that are named, or on all: alpha falls from 1 to 0, posteriors are"
         " Bayes', with the exact predictor the bound is -log p(x) and samples have the data's distribution, and more."
@@ -156,8 +156,8 @@ def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
         "parts",
         nargs="*",
         metavar="part=name",
-        help="schedule, process, objective, t_sampler, sampler or backbone, by its name in conf/ or its class's import"
-        " path; several with commas",
+        help="schedule, process, corruption, objective, t_sampler, sampler or backbone, by its name in conf/ or its"
+        " class's import path; several with commas",
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dlmkit.auxiliary import next_token_loss
 from dlmkit.backbones.base import Backbone
-from dlmkit.data.module import shard_of
-from dlmkit.evaluation.bound import score_blocks
+from dlmkit.corruption.base import Corruption
 from dlmkit.evaluation.likelihood import LikelihoodMetric
-from dlmkit.lr_schedules import LRSchedule
-from dlmkit.noising import by_sequence, training_copies
+from dlmkit.evaluation.nelbo import score_sequences
 from dlmkit.objectives.base import Objective
+from dlmkit.objectives.block import num_blocks
+from dlmkit.parts import Part, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
-from dlmkit.sharding import shard, whole
+from dlmkit.ranks import shard_of
+from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
-from dlmkit.types import Batch, Noised, TokenLoss
+from dlmkit.training.lr_schedules.base import LRSchedule
+from dlmkit.training.next_token_loss import next_token_loss
+from dlmkit.training.sharding import gathered, reduce_replicated, shard
+from dlmkit.training.totals import StepTotals
+from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
+
+BACKBONE = "backbone."
+"""Prefix of the network's weights in a checkpoint."""
 
 
 class DiffusionLM(pl.LightningModule):
@@ -31,22 +38,30 @@ class DiffusionLM(pl.LightningModule):
 
     Args:
         backbone: the network.
-        process: what noise does.
+        process: the noise.
+        corruption: how noise is drawn for training.
         objective: what is minimised, and the bound that is reported.
         t_sampler: times of a global batch.
         optimizer: parameter groups -> optimizer.
         lr_schedule: factor on the learning rate as a function of the step.
-        num_val_times: times at which each validation block is scored (1 for an exact objective).
+        num_val_times: times at which each validation sequence is scored (1 for an exact objective).
         bytes_per_token: UTF-8 bytes per validation token, for bits per byte; ``None`` when the data is not text.
         ar_weight: weight of an auxiliary next-token loss on the clean tokens with causal attention; 0 for none.
         seed: of the noise.
+
+    Attributes:
+        attention: share of the future that the network attends to in training; a callback may change it. Validation
+            and generation always use full attention.
     """
+
+    flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
 
     def __init__(
         self,
         backbone: Backbone,
         process: ForwardProcess,
-        objective: Objective,
+        corruption: Corruption,
+        objective: Objective[Any],
         t_sampler: TimeSampler,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         lr_schedule: LRSchedule,
@@ -58,6 +73,7 @@ class DiffusionLM(pl.LightningModule):
         super().__init__()
         self.backbone = backbone
         self.process = process
+        self.corruption = corruption
         self.objective = objective
         self.t_sampler = t_sampler
         self.make_optimizer = optimizer
@@ -66,59 +82,86 @@ class DiffusionLM(pl.LightningModule):
         self.bytes_per_token = bytes_per_token
         self.ar_weight = ar_weight
         self.seed = seed
+        self.attention: Attention = FULL_ATTENTION
         self.likelihood = LikelihoodMetric()
-        self.counts = torch.zeros((), dtype=torch.float64)  # scored tokens, positions, statistics of t; of this step
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module) and name not in self._modules:
+                self.add_module(name, part)  # a part inside another one
+        self.totals = StepTotals(self.parts)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """All parts that training may change, with those inside them, by name."""
+        outer: Mapping[str, Part] = {
+            "backbone": self.backbone,
+            "process": self.process,
+            "corruption": self.corruption,
+            "objective": self.objective,
+            "t_sampler": self.t_sampler,
+        }
+        return dict(walk(outer))
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of block diffusion; a callback may change it during training."""
+        return self.objective.block_size
+
+    @block_size.setter
+    def block_size(self, block_size: int | None) -> None:
+        self.objective.block_size = block_size
 
     def configure_model(self) -> None:
-        """Split the network over devices where the strategy is lightning's ModelParallelStrategy."""
+        """Shard the network over devices where the strategy is lightning's ModelParallelStrategy."""
         if self.device_mesh is not None:
             shard(self.backbone, self.device_mesh)
 
     def set_val_times(self, num_val_times: int) -> None:
-        """Score each validation block at `num_val_times` times from now on (once, if the objective is exact)."""
+        """Score each validation sequence at `num_val_times` times from now on (once, if the objective is exact)."""
         self.num_val_times = 1 if self.objective.exact else num_val_times
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the loss per scored token of the global batch."""
         batch = self._scorable(batch)
-        micro = batch_idx % self.trainer.accumulate_grad_batches
-        drawn, weight, places = self._times(batch, micro)
-        t, key = self.objective.noise_time(drawn), (self.seed, "noise", self.global_step)
-        token_loss = self.token_loss(*training_copies(self.process, batch, t, weight, places, *key))
-        num_scored = batch.scored.sum()
-        # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
-        # on_before_optimizer_step: only then is it known.
-        per_token = token_loss.loss.view(-1, *batch.tokens.shape).sum(0)  # over the copies of a block
-        seen = self.t_sampler.statistics(drawn, weight, per_token, batch.scored)
-        self.counts = self.counts + torch.cat([torch.tensor([int(num_scored), batch.scored.numel()]), seen])
-        for name, value in (("loss", token_loss.loss.detach()), ("nll", token_loss.nll)):
-            self.log(f"train/{name}", value.sum() / num_scored.clamp_min(1), prog_bar=name == "loss")
+        draw, indices = self._times(batch, batch_idx % self.trainer.accumulate_grad_batches)
+        times = TimeDraw(discretise(draw.t, self.objective.num_steps), draw.weight)
+        noised = self.corruption.draw(self.process, batch, times, indices, self.seed, "noise", self.global_step)
+        token_loss = losses(self.objective, self.process, self.backbone, noised, self.attention)
+        per_token = token_loss.loss.detach().view(-1, *batch.tokens.shape).sum(0)  # over the copies of a sequence
+        self.totals.add(StepOutput(draw, per_token, noised, batch.scored))
+        num_scored = batch.scored.sum().clamp_min(1)
+        self.log("train/loss", token_loss.loss.detach().sum() / num_scored, prog_bar=True)
+        self.log("train/nll", token_loss.nll.sum() / num_scored)
         loss = token_loss.loss.sum()
         if self.ar_weight:
-            ar_loss = next_token_loss(self.backbone, batch, t)
-            self.log("train/ar_nll", ar_loss.detach() / num_scored.clamp_min(1))
+            ar_loss = next_token_loss(self.backbone, batch, times.t)
+            self.log("train/ar_nll", ar_loss.detach() / num_scored)
             loss = loss + self.ar_weight * ar_loss
+        # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
+        # on_before_optimizer_step: only then is it known.
         return loss / batch.scored.numel()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the mean over positions into the mean over scored tokens of the global batch, before clipping."""
-        counts = self.trainer.strategy.reduce(self.counts.to(self.device), reduce_op="sum")
+        strategy = self.trainer.strategy
+        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        self.totals = StepTotals(self.parts)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, float(counts[1] / counts[0].clamp_min(1.0)))  # 0 where nothing is scored
-        self.t_sampler.observe(counts[2:].cpu())
-        self.counts = torch.zeros_like(self.counts)
-        self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+        reduce_replicated(gradients, lambda gradient: strategy.reduce(gradient, reduce_op="mean"), self.device_mesh)
+        factor = totals.num_positions / max(totals.num_scored, 1.0)
+        torch._foreach_mul_(gradients, factor)  # the gradients are 0 where nothing is scored
+        totals.update_parts()
+        self.log("train/grad_norm", gathered(torch.nn.utils.get_total_norm(gradients)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score every token of the batch at every time of the shared grid."""
         batch = self._scorable(batch)
         rank, world = shard_of(self.trainer)
-        blocks = (self.likelihood.num_blocks + torch.arange(len(batch))) * world + rank  # see ValidationOrder
-        scores = score_blocks(self.objective, self.process, self.backbone, batch, blocks, self.num_val_times)
+        indices = (self.likelihood.num_sequences + torch.arange(len(batch))) * world + rank  # see ValidationOrder
+        scores = score_sequences(self.objective, self.process, self.backbone, batch, indices, self.num_val_times)
         self.likelihood.update(scores, batch.scored.sum(-1))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the bound with its ends and its standard error, perplexity and bits per byte."""
+        """Log the bound with its boundary terms and its standard error, perplexity and bits per byte."""
         result = self.likelihood.compute()
         self.likelihood.reset()
         values = {"val/nll": result.nll, "val/nll_stderr": result.stderr, "val/ppl": result.perplexity}
@@ -127,29 +170,37 @@ class DiffusionLM(pl.LightningModule):
             values["val/bpb"] = result.bits_per_byte(self.bytes_per_token)
         self.log_dict({**values, "val/tokens": float(result.num_tokens)}, rank_zero_only=True)
 
-    def token_loss(self, batch: Batch, x_t: Tensor, t: Tensor, weight: Tensor) -> TokenLoss:
-        """Predict from x_t (int64 [B, L]) at t [B], drawn with density 1 / weight [B], and return losses [B, L].
-
-        t and weight are [B, K] where a sequence has K times (see `Objective.num_times`).
-        """
-        prediction = self.objective.ask(self.backbone, batch, x_t, t)
-        return self.objective(prediction, Noised(batch.tokens, x_t, t, batch.scored, weight), self.process)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out pretrained weights that were never trained (adapters); add what the time sampler has learned."""
-        checkpoint["t_sampler"] = self.t_sampler.state_dict()
-        kept = {f"backbone.{name}" for name in self.backbone.weights_to_save()}
+        """Leave out pretrained weights that were never trained (adapters); add the state of parts and settings."""
+        kept = {BACKBONE + name for name in self.backbone.weights_to_save()}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if key in kept or "backbone." not in key}
+        checkpoint["state_dict"] = {
+            key: value for key, value in state.items() if key in kept or not key.startswith(BACKBONE)
+        }
+        states = {name: part.state_dict() for name, part in self.parts.items() if not isinstance(part, nn.Module)}
+        checkpoint["parts"] = {name: state for name, state in states.items() if state}
+        checkpoint["settings"] = {"block_size": self.block_size}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put back what was left out, and what the time sampler had learned."""
-        self.t_sampler.load_state_dict(checkpoint.get("t_sampler", {}))
+        """Restore what was left out, the state of parts and the settings.
+
+        Raises:
+            ValueError: a checkpoint of an earlier version, or state that does not fit a part.
+        """
+        if "parts" not in checkpoint:
+            raise ValueError(
+                "the checkpoint was written by dlmkit 0.1, which this version cannot resume: start another run from it"
+                " with init_from, or train again"
+            )
+        for name, part in self.parts.items():
+            if not isinstance(part, nn.Module):
+                part.load_state_dict(checkpoint["parts"].get(name, {}))
+        self.block_size = checkpoint["settings"]["block_size"]
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Decay matrices, not vectors; step the learning rate every optimizer step."""
-        parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
         vectors = [parameter for parameter in parameters if parameter.ndim < 2]
         optimizer = self.make_optimizer([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
@@ -157,20 +208,16 @@ class DiffusionLM(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _scorable(self, batch: Batch) -> Batch:
-        if self.backbone.predicts_first:
-            return batch
-        scored = batch.scored.clone()
-        scored[:, 0] = False  # nothing predicts token 0, so it is given: neither noised nor counted
-        return Batch(batch.tokens, scored, batch.segments)
+        return batch if self.backbone.predicts_first else without_first(batch)
 
-    def _times(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, list[int]]:
-        """Return (t, weight) of this micro-batch, and the places of its blocks in the global batch (TrainOrder).
+    def _times(self, batch: Batch, micro: int) -> tuple[TimeDraw, list[int]]:
+        """Return the times of this micro-batch, and the indices of its sequences in the global batch (TrainOrder).
 
         Every rank and micro-batch takes an even spread of the draw for the global batch.
         """
         accumulate, (rank, world) = self.trainer.accumulate_grad_batches, shard_of(self.trainer)
-        size, num_parts = len(batch) * accumulate * world, self.objective.num_times(batch.tokens.shape[1])
-        t, weight = self.t_sampler.sample(size * num_parts, generator_for("cpu", self.seed, "t", self.global_step))
-        t, weight = by_sequence(t, num_parts), by_sequence(weight, num_parts)
-        places = list(range(micro * world + rank, size, accumulate * world))
-        return t[places].to(self.device), weight[places].to(self.device), places
+        size, blocks = len(batch) * accumulate * world, num_blocks(batch.tokens.shape[1], self.block_size)
+        draw = self.t_sampler.sample(size * blocks, generator_for("cpu", self.seed, "t", self.global_step))
+        draw = draw.by_block(blocks)
+        indices = list(range(micro * world + rank, size, accumulate * world))
+        return TimeDraw(draw.t[indices].to(self.device), draw.weight[indices].to(self.device)), indices

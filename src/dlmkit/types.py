@@ -1,14 +1,25 @@
-"""The records that cross seams between parts.
+"""The records and protocols that cross interfaces between parts.
 
-Shapes: B batch, L length, V vocabulary (mask token included where there is one), D hidden size, N chosen positions.
-Time: t = 0 is data, t = 1 is noise. Losses are nats per token.
+Axes:
+
+    B   sequences of a batch
+    L   positions (tokens) of a sequence
+    K   blocks of a sequence, in block diffusion
+    C   noisy copies of a sequence that one training step reads
+    T   times at which a sequence is scored in evaluation, or steps of a chain in discrete time
+    V   vocabulary, mask token included where there is one
+    D   hidden size
+    N   selected positions, those where a bool [B, L] is True
+    P   positions of a clean prefix
+
+Time: t = 0 is data, t = 1 is noise. Losses are nats per token. ``scored`` is the loss mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +27,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean token blocks as the data pipeline hands them over.
+    """Clean token sequences as the data pipeline delivers them.
 
     Attributes:
         tokens: x_0, int64 [B, L].
-        scored: bool [B, L]; the positions that noise may touch and that the loss counts. The others are given.
-        segments: int64 [B, L], document index inside the block, non-decreasing along L; ``None`` when documents are
-            not kept apart.
+        scored: bool [B, L], the loss mask; noise may change these positions. The others are given.
+        segments: int64 [B, L], document index inside the sequence, non-decreasing along L; ``None`` without
+            intra-document attention masks.
     """
 
     tokens: Tensor
@@ -38,17 +49,40 @@ class Batch:
         return self.tokens.shape[0]
 
 
+class TimeDraw(NamedTuple):
+    """Times with their importance weights.
+
+    Attributes:
+        t: float64, in (0, 1].
+        weight: like t, 1 / density of the time sampler at t: the mean of ``weight * f(t)`` is the integral of f.
+    """
+
+    t: Tensor
+    weight: Tensor
+
+    def by_block(self, num_blocks: int) -> TimeDraw:
+        """Return a draw of [G * K] for K blocks of each of G sequences as [G, K]; as it is for one block.
+
+        The blocks of a sequence are a stride of G apart, so that a stratified draw is stratified within each sequence.
+        """
+        if num_blocks == 1:
+            return self
+        return TimeDraw(*(values.view(num_blocks, -1).t() for values in self))
+
+
 @dataclass(frozen=True)
 class Noised:
-    """A clean batch, its noisy version and the time it was taken at.
+    """Clean sequences, their noisy versions, and the time of the noise.
 
     Attributes:
         x_0: clean tokens, int64 [B, L].
         x_t: noisy tokens, int64 [B, L]; equal to ``x_0`` wherever ``scored`` is False.
         t: time, float64 [B], in [0, 1]; or [B, K], where each of the K equal blocks of a sequence has its own.
-        scored: bool [B, L], positions that noise may touch and the loss counts.
-        weight: float64, like t: 1 / density of the time sampler at t, so that the mean over draws of ``weight * f(t)``
-            is the integral of f over [0, 1], or over the range that the time sampler covers.
+        scored: bool [B, L], the loss mask.
+        weight: float64, like t: the importance weight of t, see :class:`TimeDraw`.
+        segments: int64 [B, L], see :class:`Batch`.
+        noise_rate: float64, like t: the rate at which scored tokens were noised, where a corruption fixes it; ``None``
+            stands for the process's own 1 - alpha(t).
     """
 
     x_0: Tensor
@@ -56,21 +90,110 @@ class Noised:
     t: Tensor
     scored: Tensor
     weight: Tensor
+    segments: Tensor | None = None
+    noise_rate: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """Clean tokens that a network reads beside the noisy ones, so that each block sees those before it clean.
+    """Clean tokens beside the noisy ones, so that each block is predicted from the clean blocks before it.
 
     Attributes:
         tokens: int64 [B, L].
         block_size: tokens per block; the last block may be shorter.
-        last: predict the last block alone (in generation the blocks before it are done).
+        last: predict the last block alone (in generation the blocks before it are complete).
     """
 
     tokens: Tensor
     block_size: int
     last: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How much of the future a bidirectional network attends to in one pass (attention-mask annealing).
+
+    Attributes:
+        ratio: share of the (query, future key) pairs that attend, in [0, 1]; 0 is causal, 1 bidirectional.
+        shape: how these pairs are chosen, see :data:`dlmkit.backbones.attention.SHAPES`.
+        seed: of the choice.
+    """
+
+    ratio: float = 1.0
+    shape: str = "bernoulli"
+    seed: int = 0
+
+
+FULL_ATTENTION = Attention()
+CAUSAL_ATTENTION = Attention(ratio=0.0)
+
+
+class Cache(Protocol):
+    """What a denoiser keeps of a clean prefix; `Denoiser.prefill` makes it, and only its maker reads it."""
+
+    @property
+    def length(self) -> int:
+        """P, tokens of the prefix."""
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """Everything that one network call depends on.
+
+    Attributes:
+        x_t: noisy tokens, int64 [B, L]; with a `cache` those after the prefix.
+        t: float64 [B], or [B, K] with a `context` of K blocks.
+        segments: int64 [B, L], documents that do not attend to each other; ``None`` for one document.
+        context: clean tokens for block diffusion in training.
+        attention: share of the future that is attended to; a causal network ignores it.
+        cache: a clean prefix that comes before x_t, from `Denoiser.prefill`.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    segments: Tensor | None = None
+    context: Context | None = None
+    attention: Attention = FULL_ATTENTION
+    cache: Cache | None = None
+
+
+class Prediction(Protocol):
+    """A network's prediction, whose logits are evaluated at the positions that a caller selects."""
+
+    def logits(self, where: Tensor) -> Tensor:
+        """Return float32 logits [N, V] at the N True entries of `where` (bool [B, L]), the mask token at -inf."""
+
+    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is [B, L].
+
+        A `weight` [N] announces the factor of each value in the loss, up to a common one: a cheaper gradient.
+        """
+
+    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
+        """Return function(logits [n, V], *arguments [n]) -> [n] over the True entries of `where`, in chunks."""
+
+
+class Denoiser(Protocol):
+    """A network as objectives and samplers call it; every backbone is one.
+
+    :class:`dlmkit.prefix.RereadsPrefix` implements `prefill` for a denoiser that keeps no activations.
+    """
+
+    @property
+    def supports_cache(self) -> bool:
+        """Whether `prefill` computes anything; otherwise a call with a cache reads the prefix again."""
+
+    def __call__(self, inputs: NetworkInput) -> Prediction:
+        """Return the prediction at the positions of `inputs.x_t`."""
+
+    def prefill(self, tokens: Tensor, block_size: int | None = None, cache: Cache | None = None) -> Cache:
+        """Return the cache of a clean prefix, for `NetworkInput.cache`.
+
+        Args:
+            tokens: int64 [B, P].
+            block_size: of block diffusion: what follows is one block, the prefix whole blocks; ``None`` otherwise.
+            cache: of what comes before `tokens`; ``None`` at the start of the text.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,38 +210,30 @@ class TokenLoss:
     nll: Tensor
 
 
-class Predictor(Protocol):
-    """What an objective or a sampler sees of a network's output: predictions evaluated on demand."""
+@dataclass(frozen=True)
+class StepOutput:
+    """A micro-batch of training after its forward pass, for parts that learn from it (see `Part.collect`).
 
-    def logits(self, where: Tensor) -> Tensor:
-        """Return float32 logits [N, V] at the N True entries of `where` (bool [B, L]), the mask token at -inf."""
+    Attributes:
+        draw: times as the time sampler drew them, [B] or [B, K]; the loss contains the weight as a factor.
+        loss: of each token, nats, [B, L], detached, summed over copies; zero where nothing is scored.
+        noised: the C * B noisy sequences.
+        scored: bool [B, L].
+    """
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is [B, L].
-
-        A `weight` [N] announces what the loss multiplies the values by, up to a common factor: a cheaper gradient.
-        """
-
-    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
-        """Return function(logits [n, V], *arguments [n]) -> [n] over the True entries of `where`, in chunks."""
-
-
-class Network(Protocol):
-    """What an objective or a sampler sees of a backbone."""
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, segments: Tensor | None = None, context: Context | None = None
-    ) -> Predictor:
-        """Return the prediction for x_t (int64 [B, M]) at time t (float64 [B], or [B, K] for K blocks)."""
+    draw: TimeDraw
+    loss: Tensor
+    noised: Noised
+    scored: Tensor
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The tokens a sampler works on.
+    """The tokens that a sampler fills in.
 
     Attributes:
         tokens: int64 [B, L]; what is not fixed is overwritten.
-        fixed: bool [B, L]; given tokens (prompt, infilling context) that never change.
+        fixed: bool [B, L]; given tokens (prompt, infilling context), which never change.
     """
 
     tokens: Tensor

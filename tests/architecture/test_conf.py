@@ -1,4 +1,4 @@
-"""conf/ and the classes: a YAML's keys are its constructor's keywords, and every part has a YAML."""
+"""conf/ and the classes: a YAML's keys are its constructor's keywords, its name is the part's, every part has one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from dlmkit.config import compose, conf_dir
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("family", "experiment", "callbacks"))
+NO_PARTS = ("family", "experiment", "callbacks", "logger")
+FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in NO_PARTS)
 PARTS = [path for path in FILES if "defaults" not in OmegaConf.load(path)]
 VARIANTS = [path for path in FILES if path not in PARTS]  # another part with other values
-CALLBACKS = sorted(CONF.glob("callbacks/*.yaml"))
+LISTED = sorted(CONF.glob("callbacks/*.yaml")) + [
+    CONF / "logger" / f"{x}.yaml" for x in ("tensorboard", "wandb", "mlflow")
+]
+CSV_ALONE = [CONF / "logger" / f"{name}.yaml" for name in ("csv", "none")]
 PRESETS = [*sorted(CONF.glob("family/*.yaml")), *sorted((ROOT / "experiments").glob("*.yaml"))]
 
-# Every name here is one that users type and old commands rely on: growing this set is a decision.
+# Every name here is one that users type and old commands use: adding one is a decision.
 TOP_LEVEL = {
-    *("backbone", "callbacks", "data", "lr_schedule", "objective", "optimizer", "process", "sampler", "schedule"),
-    *("t_sampler", "tokenizer", "trainer", "ar_weight", "batch", "budget", "validation", "vocab"),
+    *("backbone", "callbacks", "corruption", "data", "logger", "lr_schedule", "objective", "optimizer", "process"),
+    *("sampler", "schedule", "t_sampler", "tokenizer", "trainer"),
+    *("ar_weight", "batch", "budget", "validation", "vocab"),
     *("causal", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
 }
 SECTIONS = {
-    "batch": {"size", "accumulate", "micro_size"},
+    "batch": {"size", "accumulate", "micro_size", "num_workers"},
     "budget": {"tokens"},
     "validation": {"every_steps", "at_start", "check_times", "num_times"},
     "trainer": {
@@ -44,6 +49,19 @@ SECTIONS = {
     },
     "vocab": {"size", "mask_id", "bos_id", "eos_id"},
 }
+CHOICES = {
+    "schedule": {"cosine", "cosine_mdlm", "geometric", "linear", "log_linear", "polynomial"},
+    "process": {"absorbing", "hybrid", "none", "uniform"},
+    "corruption": {"complementary", "fixed_count", "independent"},
+    "objective": {
+        *("autoregressive", "block", "discrete", "elbo", "hybrid", "masked", "score_entropy", "uniform"),
+    },
+    "t_sampler": {"clipped", "iid", "importance", "learned", "offset_grid", "stratified"},
+    "sampler": {
+        *("ancestral", "autoregressive", "blockwise", "score_analytic", "score_tau_leaping", "self_correcting"),
+    },
+}
+"""The parts that have a name of their own; of backbones and data several YAMLs may configure one class."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -61,7 +79,7 @@ def nodes(config: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(value)
 
 
-@pytest.mark.parametrize("path", [*PARTS, *CALLBACKS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", [*PARTS, *LISTED], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_keys_are_keywords(path: Path) -> None:
     """The kit's own classes have all of theirs in the YAML; of third parties' those that the kit sets."""
     found = list(nodes(load(path)))
@@ -70,7 +88,8 @@ def test_keys_are_keywords(path: Path) -> None:
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters
         keys = {key for key in node if not key.startswith("_")}
-        assert keys <= parameters.keys(), f"{node['_target_']} has no such keyword"
+        passed_on = node["_target_"].endswith("WandbLogger")  # the rest goes to wandb.init
+        assert passed_on or keys <= parameters.keys(), f"{node['_target_']} has no such keyword"
         if target.__module__.startswith("dlmkit."):
             assert parameters.keys() <= keys, f"{node['_target_']} has keywords that {path.name} does not show"
 
@@ -89,10 +108,33 @@ def test_a_variant_says_what_differs(path: Path) -> None:
         assert value != load(path.with_stem(base))[key]
 
 
-@pytest.mark.parametrize("path", CALLBACKS, ids=lambda path: path.stem)
-def test_a_callback_stands_under_its_name(path: Path) -> None:
-    """So that lists of callbacks join."""
+@pytest.mark.parametrize("path", LISTED, ids=lambda path: path.stem)
+def test_a_callback_or_logger_stands_under_its_name(path: Path) -> None:
+    """So that lists of them join."""
     assert list(load(path)) == [path.stem]
+
+
+def test_every_logger_is_listed() -> None:
+    assert sorted(CONF.glob("logger/*.yaml")) == sorted([*(p for p in LISTED if p.parent.name == "logger"), *CSV_ALONE])
+    assert all(load(path) == {} for path in CSV_ALONE)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("tensorboard", ["tensorboard"]),
+        ("wandb", ["wandb"]),
+        ("[tensorboard,wandb,mlflow]", ["tensorboard", "wandb", "mlflow"]),
+        *(("csv", []), ("none", []), ("[]", [])),
+    ],
+)
+def test_loggers_join(choice: str, names: list[str]) -> None:
+    config = compose([f"logger={choice}"], Path("runs/trial/seed=1"))
+    OmegaConf.resolve(config)
+    assert list(config.logger) == names
+    if "mlflow" in names:
+        assert (config.logger.wandb.group, config.logger.wandb.name) == ("trial", "seed=1")
+        assert (config.logger.mlflow.experiment_name, config.logger.mlflow.run_name) == ("trial", "seed=1")
 
 
 @pytest.mark.parametrize(
@@ -100,29 +142,42 @@ def test_a_callback_stands_under_its_name(path: Path) -> None:
     [
         ("schedule", "schedules"),
         ("process", "processes"),
+        ("corruption", "corruption"),
         ("objective", "objectives"),
         ("t_sampler", "t_samplers"),
         ("sampler", "samplers"),
         ("backbone", "backbones"),
+        ("data", "data/corpora"),
         ("tokenizer", "data/tokenizers"),
     ],
 )
 def test_every_part_has_a_yaml(group: str, folder: str) -> None:
-    targets = {node["_target_"] for path in CONF.glob(f"{group}/*.yaml") for node in nodes(load(path))}
+    targets = {get_object(node["_target_"]) for path in CONF.glob(f"{group}/*.yaml") for node in nodes(load(path))}
     package = f"dlmkit.{folder.replace('/', '.')}"
     base = importlib.import_module(f"{package}.base")
-    seams = {value for value in vars(base).values() if inspect.isclass(value) and inspect.isabstract(value)}
-    seams = {seam for seam in seams if seam.__module__ == base.__name__}
-    assert seams
+    interfaces = {value for value in vars(base).values() if inspect.isclass(value) and inspect.isabstract(value)}
+    interfaces = {value for value in interfaces if value.__module__ == base.__name__}
+    assert interfaces
     classes = set()
-    for path in (ROOT / "src/dlmkit" / folder).glob("*.py"):
-        module = importlib.import_module(f"{package}.{path.stem}" if path.stem != "__init__" else package)
+    for path in (ROOT / "src/dlmkit" / folder).rglob("*.py"):
+        inner = path.relative_to(ROOT / "src/dlmkit" / folder).with_suffix("").parts
+        module = importlib.import_module(".".join([package, *(name for name in inner if name != "__init__")]))
         classes |= {
-            f"{value.__module__}.{value.__qualname__}"
+            value
             for value in vars(module).values()
-            if inspect.isclass(value) and issubclass(value, tuple(seams)) and not inspect.isabstract(value)
+            if inspect.isclass(value) and issubclass(value, tuple(interfaces)) and not inspect.isabstract(value)
         }
     assert classes <= targets
+
+
+@pytest.mark.parametrize("group", CHOICES)
+def test_a_part_has_the_name_of_its_yaml(group: str) -> None:
+    """Messages and records then name it as users type it: objective=masked."""
+    paths = sorted(CONF.glob(f"{group}/*.yaml"))
+    assert {path.stem for path in paths} == CHOICES[group]
+    for path in paths:
+        part = get_object(load(path)["_target_"])
+        assert (part.group, part.name) == (group, path.stem)
 
 
 def test_the_names_that_users_type() -> None:
@@ -138,8 +193,8 @@ def test_presets_compose(path: Path) -> None:
     config = compose([f"{group}={path.stem}"], Path("run"))
     OmegaConf.resolve(config)
     assert config.num_steps > 0
-    asked_for = {"backbone.name", "data.files", "tokenizer.name"}  # what only the user can say
-    assert OmegaConf.missing_keys(config) <= asked_for
+    given_by_users = {"backbone.name", "data.files", "tokenizer.name"}
+    assert OmegaConf.missing_keys(config) <= given_by_users
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlmkit.backbones.dit import DiT, rotary_angles, rotate
+from dlmkit.types import FULL_ATTENTION, Attention, NetworkInput
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
 V, MASK, BOS, L = 23, 22, 21, 12
@@ -55,8 +56,10 @@ def times(size: int, value: float = 0.5) -> Tensor:
 
 
 @torch.no_grad()
-def hidden(model: DiT, x_t: Tensor, t: float = 0.5, segments: Tensor | None = None) -> Tensor:
-    return model(x_t, times(len(x_t), t), segments).hidden
+def hidden(
+    model: DiT, x_t: Tensor, t: float = 0.5, segments: Tensor | None = None, attention: Attention = FULL_ATTENTION
+) -> Tensor:
+    return model(NetworkInput(x_t, times(len(x_t), t), segments, attention=attention)).hidden
 
 
 # Sizes
@@ -107,7 +110,7 @@ def test_flops_per_token_agree_with_torchs_count(head_fraction, tied):
     model = tiny(hidden_size=64, vocab_size=200, max_length=length, tied=tied)
     where = torch.arange(length)[None] < head_fraction * length
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        prediction = model(tokens(1, length), times(1))
+        prediction = model(NetworkInput(tokens(1, length), times(1)))
         prediction.logits(where).logsumexp(-1).sum().backward()
     assert model.flops_per_token(length, head_fraction) == pytest.approx(counter.get_total_flops() / length, rel=0.02)
 
@@ -127,7 +130,7 @@ def test_causal_attention_costs_half():
 def test_starts_as_the_identity_with_a_uniform_prediction(time_conditioned):
     model = tiny(randomised=False, time_conditioned=time_conditioned)
     x_t = tokens(2, L)
-    prediction = model(x_t, times(2))
+    prediction = model(NetworkInput(x_t, times(2)))
     embedded = model.embedding(x_t)
     assert torch.equal(prediction.hidden, torch.nn.functional.layer_norm(embedded, embedded.shape[-1:]))
     log_prob = prediction.token_log_prob(x_t, torch.ones(2, L, dtype=torch.bool))
@@ -141,7 +144,8 @@ def test_every_parameter_gets_a_gradient(tied, time_conditioned):
     x_t, everywhere = tokens(2, L), torch.ones(2, L, dtype=torch.bool)
     for randomised in (False, True):
         model = tiny(randomised=randomised, tied=tied, time_conditioned=time_conditioned)
-        model(x_t, times(2)).token_log_prob(tokens(2, L, seed=2), everywhere).mean().backward()
+        prediction = model(NetworkInput(x_t, times(2)))
+        prediction.token_log_prob(tokens(2, L, seed=2), everywhere).mean().backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert not randomised or parameter.grad.abs().max() > 0, name
@@ -178,17 +182,17 @@ def test_rotated_scores_depend_on_the_difference_of_positions_only():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_document_is_read_alike_wherever_it_lies_in_the_block(variant):
+def test_a_documents_predictions_do_not_depend_on_its_place_in_the_sequence(variant):
     model = tiny(**variant)
     document, others = tokens(2, 6), tokens(2, 10, seed=3)
-    block = torch.cat([others, document], dim=1)
+    sequence = torch.cat([others, document], dim=1)
     segments = torch.tensor([[0] * 10 + [1] * 6] * 2)
-    if model.shift:  # its first token is predicted from what stands before it, EOS or BOS
-        block[:, 9] = BOS
+    if model.shift:  # its first token is predicted from the one before it, EOS or BOS
+        sequence[:, 9] = BOS
         alone = hidden(tiny(**{**variant, "bos_id": BOS}), document)
     else:
         alone = hidden(model, document)
-    torch.testing.assert_close(hidden(model, block, segments=segments)[:, 10:], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden(model, sequence, segments=segments)[:, 10:], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_order_of_the_context_matters():
@@ -221,12 +225,12 @@ def test_each_sequence_has_its_own_time():
     model = tiny()
     x_t = tokens(2, L)
     with torch.no_grad():
-        both = model(x_t, torch.tensor([0.1, 0.8], dtype=torch.float64)).hidden
+        both = model(NetworkInput(x_t, torch.tensor([0.1, 0.8], dtype=torch.float64))).hidden
     apart = torch.cat([hidden(model, x_t[:1], 0.1), hidden(model, x_t[1:], 0.8)])
     torch.testing.assert_close(both, apart, rtol=1e-4, atol=1e-5)
 
 
-# What sees what
+# Attention
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -237,13 +241,13 @@ def test_a_token_changes_earlier_predictions_iff_bidirectional(variant, place):
     changed = x_t.clone()
     changed[:, place] = (x_t[:, place] + 1) % (V - 2)
     differs = (hidden(model, x_t) != hidden(model, changed)).any(-1).all(0)
-    # Nothing but a causal network is blind, and it is blind to the token that it predicts, too.
+    # A causal network attends neither to later tokens nor to the token that it predicts.
     expected = torch.arange(L) > place if model.causal else torch.ones(L, dtype=torch.bool)
     assert torch.equal(differs, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_documents_kept_apart_do_not_leak(variant):
+def test_masked_documents_do_not_leak(variant):
     model = tiny(**variant)
     lengths = [3, 5, 4]
     segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None].expand(2, -1)
@@ -254,7 +258,7 @@ def test_documents_kept_apart_do_not_leak(variant):
         inside = segments[0] == document
         places = inside.nonzero()[:, 0]
         if model.shift:
-            # The token that ends a document (EOS) is what the next one's first token is predicted from.
+            # The token that ends a document (EOS) is the input at which the next one's first token is predicted.
             places = places[:-1]
         changed[:, places] = (x_t[:, places] + 1) % (V - 2)
         after = hidden(model, changed, segments=segments)
@@ -268,54 +272,56 @@ def test_documents_kept_apart_do_not_leak(variant):
 def test_annealing_goes_from_causal_to_bidirectional():
     model, causal = tiny(**SHIFTED), tiny(**CAUSAL)
     x_t = tokens(2, L)
-    model.set_attention(0.0, seed=0)
-    torch.testing.assert_close(hidden(model, x_t), hidden(causal, x_t), rtol=1e-4, atol=1e-5)
-    model.set_attention(0.5, seed=0)
-    half = hidden(model, x_t)
-    model.set_attention(1.0, seed=0)
-    assert not torch.allclose(half, hidden(model, x_t), atol=1e-3)
+    none = hidden(model, x_t, attention=Attention(0.0))
+    torch.testing.assert_close(none, hidden(causal, x_t), rtol=1e-4, atol=1e-5)
+    half = hidden(model, x_t, attention=Attention(0.5))
+    assert not torch.allclose(half, hidden(model, x_t, attention=Attention(1.0)), atol=1e-3)
 
 
 # Parity with the plain formulas
 
 
-def reference_logits(model: DiT, x_t: Tensor, t: Tensor, hidden_from: Tensor) -> Tensor:
-    """Row i about input position i, from the formulas: float64, explicit scores, rotation by complex numbers.
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
 
-    `hidden_from` is bool [M, M], True where query must not see key.
+
+def norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + scale) + shift
+
+
+def turned(x: Tensor) -> Tensor:
+    """x [B, M, d] rotated by its positions, as complex numbers."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[1])[:, None] * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    rotated = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * torch.polar(
+        torch.ones_like(angles), angles
+    )
+    return torch.cat([rotated.real, rotated.imag], dim=-1)
+
+
+def reference_logits(model: DiT, ids: Tensor, t: Tensor, masked: Tensor) -> Tensor:
+    """Output at each input position, from the formulas: float64, explicit scores, rotation by complex numbers.
+
+    `masked` is bool [M, M], True where query does not attend to key.
     """
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0)
 
-    def silu(x: Tensor) -> Tensor:
-        return x / (1 + torch.exp(-x))
-
-    def norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + scale) + shift
-
     def modulation(name: str, num_vectors: int) -> list[Tensor]:
         if f"{name}.constant" in w:
-            vectors = w[f"{name}.constant"].expand(len(x_t), -1)
+            vectors = w[f"{name}.constant"].expand(len(ids), -1)
         else:
             vectors = linear(cond, f"{name}.linear")
         return list(vectors[:, None, :].split(vectors.shape[-1] // num_vectors, dim=-1))
-
-    def turned(x: Tensor) -> Tensor:  # [B, M, d]
-        half = x.shape[-1] // 2
-        angles = torch.arange(x.shape[1])[:, None] * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        rotated = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * torch.polar(
-            torch.ones_like(angles), angles
-        )
-        return torch.cat([rotated.real, rotated.imag], dim=-1)
 
     frequencies = torch.tensor([10_000.0 ** (-k / 128) for k in range(128)], dtype=torch.float64)
     angles = 1_000 * t[:, None] * frequencies
     if model.time is not None:
         cond = silu(linear(silu(linear(torch.cat([angles.cos(), angles.sin()], -1), "time.up")), "time.down"))
-    x = w["embedding.weight"][x_t]
+    x = w["embedding.weight"][ids]
     width = x.shape[-1]
     for index in range(len(model.blocks)):
         name = f"blocks.{index}"
@@ -325,7 +331,7 @@ def reference_logits(model: DiT, x_t: Tensor, t: Tensor, hidden_from: Tensor) ->
         for start in range(0, width, model.head_size):
             query, key, value = (qkv[..., part * width + start :][..., : model.head_size] for part in range(3))
             scores = turned(query) @ turned(key).transpose(1, 2) / math.sqrt(model.head_size)
-            mixed.append(scores.masked_fill(hidden_from, float("-inf")).softmax(-1) @ value)
+            mixed.append(scores.masked_fill(masked, float("-inf")).softmax(-1) @ value)
         x = x + gate_1 * linear(torch.cat(mixed, -1), f"{name}.out")
         y = linear(norm(x, shift_2, scale_2), f"{name}.up")
         y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
@@ -345,12 +351,12 @@ def test_equals_the_formulas(variant, options):
     x_t = tokens(2, L)
     t = torch.tensor([0.2, 0.7], dtype=torch.float64)
     with torch.no_grad():
-        logits = model(x_t, t).logits(torch.ones(2, L, dtype=torch.bool)).view(2, L, V)
+        logits = model(NetworkInput(x_t, t)).logits(torch.ones(2, L, dtype=torch.bool)).view(2, L, V)
     start = torch.full((2, 1), BOS)
-    read = torch.cat([start, x_t], dim=1) if model.shift and model.bos_id is not None else x_t
-    nothing = torch.zeros(read.shape[1], read.shape[1], dtype=torch.bool)
-    expected = reference_logits(model, read, t, nothing.logical_not().triu(1) if model.causal else nothing)
-    # Row i of `logits` is about token i: output i, or, with a shift, the output at the token before.
+    ids = torch.cat([start, x_t], dim=1) if model.shift and model.bos_id is not None else x_t
+    nothing = torch.zeros(ids.shape[1], ids.shape[1], dtype=torch.bool)
+    expected = reference_logits(model, ids, t, nothing.logical_not().triu(1) if model.causal else nothing)
+    # Row i of `logits` predicts token i: output i, or, with a shift, the output at the token before.
     if not model.shift or model.bos_id is not None:
         expected, got = expected[:, :L], logits
     else:
@@ -402,10 +408,10 @@ def test_wrong_keywords_are_refused_in_one_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_block_longer_than_max_length_is_refused():
+def test_a_sequence_longer_than_max_length_is_refused():
     model = tiny(max_length=L, **CAUSAL)
     assert hidden(model, tokens(1, L)).shape == (1, L, 32)  # the BOS does not count
     with pytest.raises(
         ValueError, match=r"length 13 is more than this backbone's 12 positions .* set length to at most 12"
     ):
-        model(tokens(1, L + 1), times(1))
+        model(NetworkInput(tokens(1, L + 1), times(1)))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlmkit.backbones.families import FAMILIES
 from dlmkit.backbones.hf import HFBackbone
-from laws.test_backbones import SIZES, some_tokens
+from dlmkit.backbones.hf.families import FAMILIES
+from dlmkit.types import FULL_ATTENTION, Attention, NetworkInput
+from networks import SIZES, hf_network, some_tokens
 
-V, L, BOS = 13, 9, 2
+V, L = 13, 9
 NEW_MASK = V
 
 # Families whose head may be apart from the embedding, or one with it.
@@ -37,32 +38,21 @@ def pretrained(folder: Path, family: str, tied: bool = True) -> Path:
 
 
 def backbone(folder: Path, causal: bool = False, attention: str = "eager", vocab_size: int = V + 1) -> HFBackbone:
-    return HFBackbone(
-        vocab_size=vocab_size,
-        mask_id=NEW_MASK,
-        bos_id=BOS,
-        causal=causal,
-        shift=True,
-        bos="none",
-        attention=attention,
-        attention_with_mask=None,
-        gradient_checkpointing=False,
-        lora={"rank": 0},
-        name=str(folder),
-        config=None,
-    ).eval()
+    sizes = {"vocab_size": vocab_size, "mask_id": NEW_MASK, "bos": "none", "name": str(folder), "config": None}
+    return hf_network("llama", causal=causal, attention=attention, **sizes).eval()
 
 
 @torch.no_grad()
-def logits(network: HFBackbone, ids: Tensor) -> Tensor:
-    """What it says about tokens 1 to L - 1, [B, L - 1, V]: without the row of the mask."""
+def logits(network: HFBackbone, ids: Tensor, attention: Attention = FULL_ATTENTION) -> Tensor:
+    """Its logits of tokens 1 to L - 1, [B, L - 1, V], without the row of the mask."""
     everywhere = torch.ones_like(ids, dtype=torch.bool)
-    return network(ids, torch.zeros(len(ids))).logits(everywhere).unflatten(0, ids.shape)[:, 1:, :V]
+    prediction = network(NetworkInput(ids, torch.zeros(len(ids)), attention=attention))
+    return prediction.logits(everywhere).unflatten(0, ids.shape)[:, 1:, :V]
 
 
 @pytest.mark.parametrize(("family", "tied"), HEADS)
 def test_a_causal_lm_keeps_its_logits(family, tied, tmp_path):
-    """Causal, and annealed with r = 0, the network says what the pretrained model says, mask row added or not."""
+    """Causal, and annealed with r = 0, the network has the pretrained model's logits, mask row added or not."""
     folder, ids = pretrained(tmp_path / "model", family, tied), some_tokens(2, L)
     original = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -72,15 +62,13 @@ def test_a_causal_lm_keeps_its_logits(family, tied, tmp_path):
             logits(backbone(folder, causal=True, attention=attention), ids), reference, rtol=1e-4, atol=1e-5
         )
         annealed = backbone(folder, attention=attention)
-        annealed.set_attention(0.0, seed=0)
-        torch.testing.assert_close(logits(annealed, ids), reference, rtol=1e-4, atol=1e-5)
-        annealed.set_attention(1.0, seed=0)
-        assert (logits(annealed, ids) - reference).abs().max() > 0.01
+        torch.testing.assert_close(logits(annealed, ids, Attention(0.0)), reference, rtol=1e-4, atol=1e-5)
+        assert (logits(annealed, ids, Attention(1.0)) - reference).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("family", "tied"), HEADS)
 def test_a_new_mask_row(family, tied, tmp_path):
-    """The rows that were there stay; the new one is their mean plus noise, in the head too where that is apart."""
+    """Old rows stay; the new one is their mean plus noise, in the head too where that is another table."""
     folder = pretrained(tmp_path / "model", family, tied)
     torch.manual_seed(1)
     network = backbone(folder)
@@ -129,20 +117,7 @@ def test_a_process_that_never_imports_dlmkit_gets_the_same_logits(tmp_path):
 
 def test_padding_rows_are_kept_and_never_predicted(tmp_path):
     folder = pretrained(tmp_path / "model", "llama")
-    network = HFBackbone(
-        vocab_size=10,
-        mask_id=9,
-        bos_id=BOS,
-        causal=False,
-        shift=True,
-        bos="none",
-        attention="sdpa",
-        attention_with_mask=None,
-        gradient_checkpointing=False,
-        lora={"rank": 0},
-        name=str(folder),
-        config=None,
-    )
+    network = hf_network("llama", vocab_size=10, mask_id=9, bos="none", name=str(folder), config=None)
     assert network.model.get_input_embeddings().weight.shape[0] == V
     assert network.head.weight.shape[0] == 10
 
@@ -160,17 +135,17 @@ def test_another_tokenizers_vocabulary(tmp_path):
     [
         ("t5", "is an encoder-decoder"),
         ("bert", "is a masked LM, bidirectional already"),
-        ("mamba", "has not been seen to turn bidirectional"),
+        ("mamba", "is not tested to turn bidirectional"),
         ("vit", "is no causal LM"),
     ],
 )
-def test_families_that_are_refused_by_name(family, reason, tmp_path):
+def test_families_that_are_refused(family, reason, tmp_path):
     AutoConfig.for_model(family).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=f"model type '{family}' {reason}.*gpt2.*llama"):
         backbone(tmp_path / "model")
 
 
-def test_falcon_with_distances_is_refused(tmp_path):
+def test_falcon_with_alibi_is_refused(tmp_path):
     folder = pretrained(tmp_path / "model", "falcon")
     config = AutoConfig.from_pretrained(folder)
     config.alibi = True
@@ -204,34 +179,20 @@ def test_weights_of_another_model(tmp_path):
 
 
 def test_a_step_with_a_mask_may_use_another_kernel(tmp_path):
-    """As with flash attention, which takes no mask: annealing runs on sdpa, and the first kernel is back afterwards."""
+    """As with flash attention, which supports no mask: annealing runs on sdpa, full attention on the first kernel."""
     folder, ids = pretrained(tmp_path / "model", "llama"), some_tokens(2, L)
     network = backbone(folder)
     network.attention_with_mask = "sdpa"
     plain = backbone(folder)
     for ratio, kernel in ((0.5, "sdpa"), (1.0, "eager"), (0.3, "sdpa")):
-        network.set_attention(ratio, seed=3)
-        plain.set_attention(ratio, seed=3)
-        torch.testing.assert_close(logits(network, ids), logits(plain, ids), rtol=1e-4, atol=1e-5)
+        attention = Attention(ratio, seed=3)
+        torch.testing.assert_close(logits(network, ids, attention), logits(plain, ids, attention), rtol=1e-4, atol=1e-5)
         assert network.model.config._attn_implementation == kernel
 
 
-def test_flash_attention_is_not_asked_for_masks(tmp_path):
+def test_flash_attention_with_masks_is_refused():
     with pytest.raises(ValueError, match="takes no dense mask"):
-        HFBackbone(
-            vocab_size=V,
-            mask_id=5,
-            bos_id=BOS,
-            causal=False,
-            shift=True,
-            bos="none",
-            attention="sdpa",
-            attention_with_mask="flash_attention_2",
-            gradient_checkpointing=False,
-            lora={"rank": 0},
-            name=str(pretrained(tmp_path / "model", "llama")),
-            config=None,
-        )
+        hf_network("llama", bos="none", attention_with_mask="flash_attention_2")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -239,26 +200,14 @@ def test_gradient_checkpointing_changes_no_gradient(family, tmp_path):
     folder, ids = pretrained(tmp_path / "model", family), some_tokens(2, L)
     gradients = []
     for checkpointing in (False, True):
-        network = HFBackbone(
-            vocab_size=V,
-            mask_id=None,
-            bos_id=BOS,
-            causal=False,
-            shift=True,
-            bos="prepend",
-            attention="sdpa",
-            attention_with_mask=None,
-            gradient_checkpointing=checkpointing,
-            lora={"rank": 0},
-            name=str(folder),
-            config=None,
-        ).train()
+        given = {"mask_id": None, "name": str(folder), "config": None}
+        network = hf_network(family, gradient_checkpointing=checkpointing, **given).train()
         for module in network.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         assert network.model.is_gradient_checkpointing == checkpointing
-        network.set_attention(0.5, seed=1)
         everywhere = torch.ones_like(ids, dtype=torch.bool)
-        network(ids, torch.zeros(2)).token_log_prob(ids, everywhere).sum().backward()
+        prediction = network(NetworkInput(ids, torch.zeros(2), attention=Attention(0.5, seed=1)))
+        prediction.token_log_prob(ids, everywhere).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)

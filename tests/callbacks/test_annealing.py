@@ -1,27 +1,28 @@
-"""Attention annealing: what the network sees at each step of a real run, and in validation."""
+"""Attention annealing: the network's attention at each step of a real run, in validation and in generation."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 
 import toy_runs
+from dlmkit.backbones.base import Backbone
 from dlmkit.callbacks.annealing import AttentionAnnealing
+from dlmkit.types import Attention, NetworkInput
 from toy_runs import curve, summary, train, trained
 
-SEEN: list[tuple[str, float, int]] = []
+CALLS: list[tuple[str, Attention]] = []
 
 
 class Watch(pl.Callback):
-    """Notes the attention at work; callbacks run in order, and this one is added last."""
+    """Records the attention of every call of the network; in eval mode it validates or generates."""
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        SEEN.append(("train", pl_module.backbone.attention_ratio, pl_module.backbone.attention_seed))
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        def record(backbone: Backbone, arguments: tuple[NetworkInput]) -> None:
+            CALLS.append(("train" if backbone.training else "eval", arguments[0].attention))
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        SEEN.append(("val", pl_module.backbone.attention_ratio, 0))
+        if stage == "fit":
+            pl_module.backbone.register_forward_pre_hook(record)
 
 
 def test_ratio():
@@ -38,16 +39,16 @@ def test_ratio():
 def test_attention_of_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(toy_runs, "Watch", Watch, raising=False)
-    SEEN.clear()
+    CALLS.clear()
     options = ["callbacks=[annealing,samples,checkpoint]", "callbacks.annealing.anneal_steps=4", "batch.accumulate=2"]
     run = trained("run", *options, "+callbacks.watch={_target_: toy_runs.Watch}", steps=5)
 
-    steps = [entry for entry in SEEN if entry[0] == "train"]
-    assert [ratio for _, ratio, _ in steps] == [r for r in (0.25, 0.5, 0.75, 1.0, 1.0) for _ in range(2)]
-    draws = [seed for _, _, seed in steps]
+    steps = [attention for mode, attention in CALLS if mode == "train"]
+    assert [attention.ratio for attention in steps] == [r for r in (0.25, 0.5, 0.75, 1.0, 1.0) for _ in range(2)]
+    draws = [attention.seed for attention in steps]
     assert draws[0::2] == draws[1::2]  # both micro-batches of a step share one draw
     assert len(set(draws)) == 5
-    assert {ratio for kind, ratio, _ in SEEN if kind == "val"} == {1.0}
+    assert {attention.ratio for mode, attention in CALLS if mode == "eval"} == {1.0}
     assert [ratio for _, ratio in curve(run, "attention_ratio")] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 

@@ -1,4 +1,4 @@
-"""From a run to a Hugging Face folder, and what dlmkit makes of any such folder."""
+"""From a run to a Hugging Face folder, and from any such folder to a model of dlmkit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dlmkit.checkpoints.load import load_run
+from dlmkit.checkpoints.load import load
+from dlmkit.types import NetworkInput
 from toy_runs import SMALL, TOKENS, dlmkit, text_corpus, text_data
 
 LLAMA = [
@@ -41,13 +42,13 @@ def test_a_run_opens_in_transformers_and_comes_back(family, tokenizer):
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[0] == "out"
 
-    mine, back = load_run(run), load_run(Path("out"))
+    mine, back = load(run), load(Path("out"))
     ids = torch.randint(250, (2, 8), generator=torch.Generator().manual_seed(0))
     where, t = torch.ones_like(ids, dtype=torch.bool), torch.zeros(2)
     model = AutoModelForCausalLM.from_pretrained("out").eval()
     with torch.no_grad():
-        logits = mine.backbone(ids, t).logits(where)
-        torch.testing.assert_close(back.backbone(ids, t).logits(where), logits, rtol=1e-6, atol=1e-6)
+        logits = mine.backbone(NetworkInput(ids, t)).logits(where)
+        torch.testing.assert_close(back.backbone(NetworkInput(ids, t)).logits(where), logits, rtol=1e-6, atol=1e-6)
         with_bos = torch.cat([torch.full((2, 1), mine.backbone.bos_id), ids], dim=1)
         theirs = model(input_ids=with_bos).logits[:, :8].flatten(0, 1)
     kept = torch.arange(logits.shape[-1]) != mine.backbone.mask_id
@@ -97,7 +98,8 @@ def test_a_plain_causal_lm_samples_as_what_it_is():
 
 def test_what_cannot_be_exported():
     dit = ["backbone.hidden_size=16", "backbone.num_layers=1", "backbone.num_heads=2", "backbone.cond_size=8"]
-    overrides = [*SMALL, "data=markov", "data.num_train_blocks=64", "data.num_val_blocks=10", "backbone=dit_tiny", *dit]
+    data = ["data=markov", "data.num_train_sequences=64", "data.num_val_sequences=10"]
+    overrides = [*SMALL, *data, "backbone=dit_tiny", *dit]
     outcome = dlmkit("train", *overrides, f"budget.tokens={TOKENS}", "hydra.run.dir=dit", "lr_schedule.warmup_steps=1")
     assert outcome.code == 0, outcome.err
     outcome = dlmkit("export", "dit", "out")

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from dlmkit.backbones.hf import HFBackbone
-from dlmkit.checkpoints.load import load_run
+from dlmkit.checkpoints.load import load
 from dlmkit.checkpoints.released import read_weights
+from dlmkit.types import NetworkInput
 from toy_runs import dlmkit
 
 PROMPT = "abab"
@@ -46,7 +47,7 @@ def byte_tokenizer(size: int, class_name: str, **special: str) -> PreTrainedToke
 
 
 def diffugpt(folder: Path, rows: int, config_rows: int, with_head: bool) -> tuple[Any, Path]:
-    """DiffuGPT as LLaMA-Factory saved it: wrapped names, half precision, a tokenizer class nobody else knows."""
+    """DiffuGPT as LLaMA-Factory saved it: wrapped names, half precision, a tokenizer class that only it has."""
     model = gpt2(rows).half()
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
@@ -125,7 +126,7 @@ def test_import(name):
     assert outcome.code == 0, outcome.err
     assert not list(Path().glob(".mine*"))
 
-    run = load_run(Path("mine"))
+    run = load(Path("mine"))
     assert isinstance(run.backbone, HFBackbone)
     assert (run.backbone.mask_id, run.backbone.vocab_size) == (mask_id, rows)
     assert (run.config.length, run.backbone.shift, run.backbone.bos_id, run.backbone.causal) == (
@@ -141,7 +142,7 @@ def test_import(name):
     original.float().config.is_causal = False
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        mine = run.backbone(ids, torch.zeros(2)).logits(everywhere).unflatten(0, ids.shape)
+        mine = run.backbone(NetworkInput(ids, torch.zeros(2))).logits(everywhere).unflatten(0, ids.shape)
         reference = original.eval()(input_ids=ids).logits
     kept = torch.arange(rows) != mask_id
     torch.testing.assert_close(mine[:, 1:, kept], reference[:, :-1, kept], rtol=1e-5, atol=1e-5)

@@ -15,13 +15,13 @@ from dlmkit.config import (
     check_overrides,
     compose,
     explain,
-    flatten,
     group_name,
     micro_size,
     nearest,
     num_steps,
     run_name,
 )
+from dlmkit.nested import flatten
 
 
 def test_steps_reach_the_budget():
@@ -52,7 +52,7 @@ def test_long_folder_names_are_cut_and_stay_apart(one, other):
 
 
 def test_flatten():
-    assert dict(flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]})) == {"a.b": 1, "a.c": {}, "d": [1, 2]}
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": {}, "d": [1, 2]}
 
 
 def test_nearest():

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dlmkit.lr_schedules import WarmupConstant, WarmupCosine
+from dlmkit.training.lr_schedules.constant import WarmupConstant
+from dlmkit.training.lr_schedules.cosine import WarmupCosine
 
 
 def test_cosine():

@@ -141,7 +141,7 @@ def test_bad_input_is_explained_in_one_line(tmp_path: Path) -> None:
         r"column 'id' holds int: name a column of text": lambda: list(
             HuggingFace(saved, split="test", column="id").documents()
         ),
-        r"is no folder: the nearest existing name is .*saved": lambda: HuggingFace(str(tmp_path / "save")),
+        r"is not a folder: the nearest existing name is .*saved": lambda: HuggingFace(str(tmp_path / "save")),
     }
     for expected, call in cases.items():
         with pytest.raises(ValueError, match=expected) as error:

@@ -195,9 +195,9 @@ def test_bad_input_is_explained_in_one_line(tmp_path: Path) -> None:
     folder = str(save_pretrained(tmp_path / "hf"))
     no_end = str(save_pretrained(tmp_path / "no_end", eos=None))
     for arguments, expected in (
-        ((folder, "[NONE]"), r"tokenizer.mask = '\[NONE\]' is no token"),
+        ((folder, "[NONE]"), r"tokenizer.mask = '\[NONE\]' is not a token"),
         ((folder, 320), r"tokenizer.mask = 320 is outside \[0, 320\)"),
-        ((folder, "new", "</s>"), "tokenizer.eos = '</s>' is no token"),
+        ((folder, "new", "</s>"), "tokenizer.eos = '</s>' is not a token"),
         ((folder, "<|endoftext|>"), "is also the end of documents"),
         ((no_end,), "set tokenizer.eos"),
         ((str(tmp_path / "hff"),), "nearest existing name is .*/hf'"),
@@ -205,7 +205,7 @@ def test_bad_input_is_explained_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=expected) as error:
             HuggingFace(*arguments)
         one_line(error)
-    with pytest.raises(ValueError, match=r"holds no dlmkit_tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"has no dlmkit_tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 

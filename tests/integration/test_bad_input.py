@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line, exit code 2, no traceback, nothing half-written."""
+"""Mistakes of users: one line, exit code 2, no traceback, nothing half-written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from toy_runs import MODEL, SMALL, TOY, Outcome, dlmkit, text_corpus, text_data, train, trained
 
-# name: (overrides, what the line must hold)
+# name: (overrides, what the line must contain)
 CONFIGURATION = {
     "unknown part": (["schedule=cosin"], ["schedule=cosin is unknown", "linear", "polynomial", "(nearest: cosine)"]),
     "unknown part in a list": (["callbacks=[samples,emma]"], ["callbacks=emma", "annealing", "(nearest: ema)"]),
@@ -17,7 +17,7 @@ CONFIGURATION = {
     "unknown family": (["family=adaptd"], ["family=adaptd", "uniform", "(nearest: adapted)"]),
     "unknown experiment": (["experiment=quikstart"], ["experiment=quikstart", "(nearest: quickstart)"]),
     "unknown group": (["scedule=cosine"], ["scedule is no key", "(nearest: schedule)"]),
-    "unknown key": (["batch.sise=3"], ["batch has accumulate, micro_size, size", "(nearest: batch.size)"]),
+    "unknown key": (["batch.sise=3"], ["batch has accumulate, micro_size, num_workers, size", "(nearest: batch.size)"]),
     "unknown key of the chosen part": (["objective.waiting=bound"], ["max_weight", "(nearest: objective.weighting)"]),
     "key without its section": (["lr=0.1"], ["lr is no key", "(nearest: optimizer.lr)"]),
     "key below a value": (["batch.size.all=3"], ["batch.size is one value"]),
@@ -48,20 +48,24 @@ CONFIGURATION = {
     "negative budget": (["budget.tokens=-5"], ["budget.tokens -5"]),
     "batch does not divide": (["batch.size=6", "batch.accumulate=4"], ["batch.size 6", "choose a multiple of 4"]),
     "no accumulation": (["batch.accumulate=0"], ["batch.accumulate 0 is not a positive whole number"]),
+    "more workers than can run": (
+        ["batch.num_workers=999999999999"],
+        ["num_workers = 999999999999 must be at most", "set num_workers to"],
+    ),
     "no validation": (["validation.every_steps=0"], ["validation.every_steps 0 is below 1"]),
     "no validation times": (["validation.num_times=0"], ["validation.num_times 0 is below 1"]),
     "warm-up longer than the run": (["lr_schedule.warmup_steps=9"], ["warmup_steps 9", "2 steps", "budget.tokens"]),
     "negative learning rate": (["optimizer.lr=-1"], ["Invalid learning rate: -1"]),
     "unknown precision": (["trainer.precision=99"], ["Precision 99 is invalid"]),
     "accelerator that is not here": (["trainer.accelerator=tpu"], ["trainer:", "torch_xla"]),
-    "block longer than the model": (["length=32"], ["length 32", "15 positions"]),
+    "sequence longer than the model": (["length=32"], ["length 32", "15 positions"]),
     "mask outside the vocabulary": (["backbone.mask_id=99"], ["mask_id 99 is outside the vocabulary of 18"]),
     "process's mask outside": (["process.mask_id=99"], ["process.mask_id 99 is outside the vocabulary"]),
     "two masks": (["process.mask_id=3"], ["process.mask_id 3 is not backbone.mask_id 16"]),
     "no mask": (["process.mask_id=null"], ["process=absorbing needs a mask token"]),
     "sampler against objective": (["sampler=autoregressive"], ["sampler=autoregressive", "set sampler=ancestral"]),
-    "process against objective": (["process=uniform"], ["objective=masked with process=Uniform"]),
-    "no noise to diffuse": (["process=none"], ["objective=masked with process=NoNoise"]),
+    "process against objective": (["process=uniform"], ["objective=masked with process=uniform"]),
+    "no noise to diffuse": (["process=none"], ["objective=masked with process=none"]),
     "causal diffusion": (["causal=true"], ["causal=true does not fit objective=masked"]),
     "two-way autoregression": (["family=ar", "causal=false"], ["causal=false does not fit objective=autoregressive"]),
     "blocks that do not fill": (["family=block", "objective.block_size=3"], ["no multiple of objective.block_size 3"]),
@@ -96,14 +100,43 @@ DATA = {
     "no file named": (["data=text"], ["data.source.files is not set: give data.source.files=VALUE"]),
     "missing file": (["data=text", "data.source.files=tale.txt"], ["no file matches 'tale.txt'", "text.txt"]),
     "empty file": (["data=text", "data.source.files=empty.txt"], ["'empty.txt' is empty"]),
-    "corpus shorter than a block": (
+    "corpus shorter than a sequence": (
         ["data=text", "data.source.files=short.txt"],
-        ["train has 6 tokens", "block of length 8"],
+        ["train has 6 tokens", "sequence of length 8"],
     ),
     "no such tokenizer": (["tokenizer=huggingface", "tokenizer.name=no/words"], ["tokenizer.name = 'no/words'"]),
     "vocabulary too small": (["tokenizer=bpe", "tokenizer.vocab_size=10"], ["10"]),
     "validation share": (["data.val_fraction=2.0"], ["val_fraction"]),
 }
+
+
+RENAMED = {
+    "data.num_workers=2": "data.num_workers is now batch.num_workers",
+    "+data.num_workers=2": "data.num_workers is now batch.num_workers",
+    "data.keep_documents_apart=true": "data.keep_documents_apart is now data.document_masking",
+    "data.parts={}": "data.parts is now data.sources",
+    "+data.parts.prose.weight=2": "data.parts.prose.weight is now data.sources.prose.weight",
+    "data.num_train_blocks=9": "data.num_train_blocks is now data.num_train_sequences",
+    "data.num_val_blocks=9": "data.num_val_blocks is now data.num_val_sequences",
+    "data.seed=1": "data.seed is now seed",
+    "t_sampler.centred=true": "t_sampler.centred is now t_sampler.by_variance",
+    "t_sampler.floor=0.1": "t_sampler.floor is now t_sampler.uniform_share",
+    "process.min_share=0.01": "process.min_share is now corruption.min_share",
+    "process=absorbing_complementary": "process=absorbing_complementary is now corruption=complementary",
+    "process=absorbing_fixed_count": "process=absorbing_fixed_count is now corruption=fixed_count",
+}
+
+
+@pytest.mark.parametrize("override", RENAMED)
+def test_a_name_of_an_earlier_version(override: str) -> None:
+    assert_refused(train("runs/x", override), RENAMED[override])
+
+
+def test_a_name_of_an_earlier_version_in_an_experiment() -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/old.yaml").write_text("# @package _global_\ndata:\n  num_train_blocks: 9\n")
+    outcome = train("runs/x", "experiment=old", "--config-dir=mine")
+    assert_refused(outcome, "data.num_train_blocks is now data.num_train_sequences")
 
 
 @pytest.mark.parametrize("case", DATA)
@@ -150,7 +183,7 @@ def test_a_bad_setting_does_not_cost_the_run_that_it_would_replace() -> None:
 def test_start_of_another_shape() -> None:
     parent = trained("parent")
     outcome = train("runs/x", f"init_from={parent}", "backbone.config.n_embd=32")
-    assert_refused(outcome, "of shape (18, 16), this backbone wants (18, 32)")
+    assert_refused(outcome, "of shape (18, 16), this backbone needs (18, 32)")
     outcome = train("runs/x", f"init_from={parent}", "backbone.config.n_layer=2")
     assert_refused(outcome, "lacks weight", "another kind of backbone")
 
@@ -184,20 +217,20 @@ def test_long_overrides_make_no_long_folder_names() -> None:
 SAMPLE = {
     "no such run": (["nowhere"], ["nowhere is neither a run folder"]),
     "no run": (["."], [". is neither a run folder"]),
-    "no gap": (["text", "--infill", "no gap"], ["--infill has no gap", "[MASK:4]"]),
+    "no gap": (["text", "--infill", "no gap"], ["the text has no gap", "[MASK:4]"]),
     "gap of nothing": (["text", "--infill", "a [MASK:0] b"], ["only gaps of no token"]),
-    "no samples": (["text", "--num-samples", "0"], ["--num-samples 0 is below 1"]),
+    "no samples": (["text", "--num-samples", "0"], ["num_samples 0 is below 1"]),
     "no steps": (["text", "--steps", "0"], ["num_steps 0 is below 1"]),
     "unknown sampler": (["text", "--sampler", "ancestrl"], ["ancestrl", "autoregressive", "(nearest: ancestral)"]),
     "sampler that disagrees": (["text", "--sampler", "autoregressive"], ["set sampler=ancestral"]),
-    "no length": (["text", "--length", "0"], ["--length 0"]),
-    "prompt longer than the text": (["text", "--length", "4", "--prompt", "In the beginning"], ["--length 4", "17"]),
+    "no length": (["text", "--length", "0"], ["length 0", "at least 1"]),
+    "prompt longer than the text": (["text", "--length", "4", "--prompt", "In the beginning"], ["length 4", "17"]),
     "text longer than the model": (["text", "--length", "99"], ["99", "15"]),
     "infill longer than the model": (["text", "--infill", "a [MASK:99] b"], ["15"]),
     "negative temperature": (["text", "--temperature", "-1"], ["temperature -1"]),
     "no tokens kept": (["text", "--top-k", "0"], ["top_k 0"]),
     "no probability kept": (["text", "--top-p", "0"], ["top_p 0"]),
-    "no text": (["markov"], ["markov was trained on data without text"]),
+    "no text": (["markov"], ["was trained on data without text"]),
     "two requests": (["text", "--prompt", "a", "--infill", "[MASK:2]"], ["not allowed with"]),
     "not a number": (["text", "--steps", "many"], ["many"]),
     "no checkpoint in it": (["unfinished"], ["unfinished has no checkpoints/last.ckpt"]),

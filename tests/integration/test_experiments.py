@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dlmkit.checkpoints.load import load_run
+from dlmkit.checkpoints.load import load
 from dlmkit.config import compose
 from toy_runs import SMALL, TOKENS, TOY, checkpoint, curve, dlmkit, metrics, summary, text_corpus, text_data, weights
 
@@ -26,7 +26,7 @@ ONE_CPU = [
     "batch.accumulate=1",
 ]
 
-# What design.md promises, and what the report reads beside it.
+# What docs/architecture.md lists, and what the report reads beside it.
 KEYS = [
     "experiment",
     "objective",
@@ -51,6 +51,8 @@ KEYS = [
     "name",
     "family",
     "sampler",
+    "t_sampler",
+    "corruption",
     "data",
     "init_from",
     "entropy_per_token",
@@ -78,17 +80,17 @@ SIZES = {
 
 
 def toy(experiment: str) -> list[str]:
-    """Overrides that shrink an experiment and leave its question alone."""
+    """Overrides that make an experiment small and leave the comparison that it makes."""
     config = compose([f"experiment={experiment}"], Path("."))
     smaller = [*SMALL, *SIZES[config.backbone._target_], *text_data(text_corpus(Path("text.txt")))]
-    # What an experiment says of its own data and tokenizer does not fit the toy's.
+    # An experiment's settings of its own data and tokenizer do not fit the toy's.
     stray = [f"~data.{key}" for key in sorted(set(own(experiment).get("data", {})) - {"val_fraction"})]
     stray += [f"~tokenizer.{key}" for key in sorted(set(own(experiment).get("tokenizer", {})))]
     return [*smaller, *stray, *ONE_CPU, f"budget.tokens={2 * TOKENS}"]
 
 
 def own(experiment: str) -> dict[str, Any]:
-    """What the experiment's file says."""
+    """The content of the experiment's file."""
     return OmegaConf.to_container(OmegaConf.load(FOLDER / f"{experiment}.yaml"))
 
 
@@ -135,7 +137,7 @@ def assert_complete(run: Path, experiment: str) -> None:
     assert record["val_bpb"] > 0
     assert 0 < record["val_nll_stderr"] < record["val_nll"]
     assert record["peak_memory_bytes"] > 1e7
-    # The time of the steps alone: neither validation nor samples, and no faster than all of the run allows.
+    # The time of the steps alone, without validation and samples; at least the rate over the whole run.
     assert record["tokens_seen"] / record["wall_seconds"] < record["tokens_per_second"] < 1e6
 
     assert curve(run, "train/loss")[-1][0] == 1
@@ -162,7 +164,7 @@ def assert_reads_back(run: Path) -> None:
     assert "${" not in text
     assert "???" not in text
     assert OmegaConf.load(run / "config.yaml").num_steps == 2
-    loaded = load_run(run)
+    loaded = load(run)
     saved = {key.removeprefix("backbone."): value for key, value in weights(run).items()}
     torch.testing.assert_close(dict(loaded.backbone.state_dict()), saved, rtol=0, atol=0)
     assert loaded.tokenizer is not None

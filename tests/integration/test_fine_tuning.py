@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dlmkit.callbacks.exact_match import answer_of
-from dlmkit.checkpoints.load import load_run
+from dlmkit.checkpoints.load import load
+from dlmkit.types import NetworkInput
 from toy_runs import Outcome, checkpoint, curve, dlmkit, stop_at, summary, weights
 
 SMALL = [
@@ -94,7 +95,7 @@ def test_adapters(pretrained, pairs):
     saved = weights(Path("whole"))
     assert saved
     assert all("lora_" in name or "embed_tokens" in name for name in saved)
-    run = load_run(Path("whole"))
+    run = load(Path("whole"))
     trained = {name for name, parameter in run.backbone.named_parameters() if parameter.requires_grad}
     assert {f"backbone.{name}" for name in trained} == set(saved)
     before = AutoModelForCausalLM.from_pretrained(pretrained).state_dict()
@@ -117,7 +118,7 @@ def test_adapters(pretrained, pairs):
     ids = torch.randint(250, (2, 9), generator=torch.Generator().manual_seed(0))
     where = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        mine = run.backbone(ids, torch.zeros(2)).logits(where).unflatten(0, ids.shape)[:, 1:]
+        mine = run.backbone(NetworkInput(ids, torch.zeros(2))).logits(where).unflatten(0, ids.shape)[:, 1:]
         theirs = model(input_ids=ids).logits[:, :-1]
     kept = torch.arange(mine.shape[-1]) != run.backbone.mask_id
     torch.testing.assert_close(theirs[..., kept], mine[..., kept], rtol=1e-4, atol=1e-5)

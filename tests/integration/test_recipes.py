@@ -87,7 +87,7 @@ def test_constants(name):
 
 
 def test_the_mixture_of_diffullama():
-    parts = compose(["experiment=diffullama_7b"], Path("run")).data.parts
-    weights = {name: part.weight for name, part in parts.items()}
+    sources = compose(["experiment=diffullama_7b"], Path("run")).data.sources
+    weights = {name: entry.weight for name, entry in sources.items()}
     assert weights == {"slimpajama": 0.693584, "starcoder": 0.306416}
     assert sum(weights.values()) == pytest.approx(1.0)

@@ -20,7 +20,7 @@ RUNS = {
     "absorbing": ["family=absorbing"],
     "ema": ["family=absorbing", "callbacks=[samples,throughput,checkpoint,ema]", "callbacks.ema.decay=0.5"],
     "accumulate": ["family=uniform", "batch.accumulate=2"],
-    "complementary": ["family=absorbing", "process=absorbing_complementary"],
+    "complementary": ["family=absorbing", "corruption=complementary"],
     "ar": ["family=ar"],
     "block": ["family=block", "objective.block_size=2"],
     "clipped": ["family=block", "objective.block_size=2", "t_sampler=clipped"],
@@ -69,7 +69,7 @@ def test_stop_in_the_final_validation() -> None:
 
 
 def assert_same_end(whole: Path, parts: Path) -> None:
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "t_sampler"):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "parts", "settings"):
         torch.testing.assert_close(
             checkpoint(parts)[key], checkpoint(whole)[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}"
         )
@@ -81,7 +81,7 @@ def assert_same_end(whole: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("run", ["learned", "learned blocks"])
 def test_what_was_learned_of_t_matters_after_resuming(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that forgot it would end elsewhere: the case above can fail."""
+    """A run that lost it would end elsewhere: the case above can fail."""
     whole = trained("whole", *RUNS[run], steps=STEPS)
     assert train("parts", *RUNS[run], stop_at(*STOPS["before a step"]), steps=STEPS).code == 130
     monkeypatch.setattr(Learned, "load_state_dict", lambda self, state: None)

@@ -1,4 +1,4 @@
-"""What a training run promises whatever it trains: the same result however it is split, and silence."""
+"""Every training run: the same result however it is split into micro-batches, and two lines of output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from toy_runs import (
         "absorbing",
         "uniform",
         "block,objective.block_size=4",
-        "block,objective.block_size=4,process=absorbing_complementary",
+        "block,objective.block_size=4,corruption=complementary",
     ],
 )
 def test_accumulation_changes_nothing(family: str) -> None:
@@ -84,7 +84,7 @@ def test_same_command_same_weights() -> None:
 
 
 def test_validation_is_the_same_at_any_micro_batch() -> None:
-    """10 validation blocks in batches of 4, 3 and 10: the grid and the noise go with the block."""
+    """10 validation sequences in batches of 4, 3 and 10: times and noise depend on the sequence's index alone."""
     start = trained("start")
     frozen = ["optimizer.lr=0.0", f"init_from={start}"]
     results = []
@@ -96,11 +96,9 @@ def test_validation_is_the_same_at_any_micro_batch() -> None:
 
 
 def test_copies_cost_compute_and_no_tokens() -> None:
-    """Two noisy copies of each block: twice the FLOPs and the tokens read, for the same tokens of the budget."""
+    """Two noisy copies of each sequence: twice the FLOPs and the tokens read, for the same tokens of the budget."""
     options = ["callbacks.throughput.window_size=2"]
-    plain, pair = (
-        trained(name, f"process={name}", *options, steps=4) for name in ("absorbing", "absorbing_complementary")
-    )
+    plain, pair = (trained(name, f"corruption={name}", *options, steps=4) for name in ("independent", "complementary"))
     once, twice = summary(plain), summary(pair)
     assert twice["flops"] == pytest.approx(2 * once["flops"], rel=1e-9)  # the linear schedule masks half in either
     assert twice["total_flops"] == twice["flops"]
@@ -119,11 +117,11 @@ def test_copies_cost_compute_and_no_tokens() -> None:
 
 
 def test_copies_beside_annealing_documents_and_a_next_token_loss(tmp_path: Path) -> None:
-    """What else a step does with a block it does with its copies, and with the clean tokens once."""
+    """Annealing and document masks apply to each copy of a sequence, the next-token loss to the clean tokens once."""
     options = [
         *text_data(text_corpus(tmp_path / "corpus.txt")),
-        "data.keep_documents_apart=true",
-        "process=absorbing_complementary",
+        "data.document_masking=true",
+        "corruption=complementary",
         "callbacks=[samples,annealing,throughput,checkpoint]",
         "callbacks.annealing.anneal_steps=4",
         "ar_weight=0.5",

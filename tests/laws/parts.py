@@ -1,31 +1,47 @@
-"""Finds the parts by globbing conf/, so that a new part is tested without an edit here.
+"""Parts at a size to enumerate, by the name of their YAML in conf/; a new part is tested without an edit here.
 
-A part is built as a run builds it: its YAML, with the nodes that its interpolations name beside it.
+Which combinations there are is decided by dlmkit.laws.pairing, as for `dlmkit check`.
 """
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+import pytest
+from omegaconf import DictConfig, OmegaConf
 
-from dlmkit.commands.check import MASK_ID, VOCAB_SIZE, toy_config
+from dlmkit.commands.check import candidates
+from dlmkit.corruption.base import Corruption
+from dlmkit.laws import pairing
+from dlmkit.laws.findings import Law
+from dlmkit.laws.pairing import TOY, Candidate, Toy
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Sampler, check_agreement, check_blocks
+from dlmkit.samplers.base import Sampler
 from dlmkit.schedules.base import Schedule
 from dlmkit.t_samplers.base import TimeSampler
 
 CONF = Path(__file__).parents[2] / "conf"
+VOCAB_SIZE = TOY.vocab_size
+assert TOY.mask_id is not None
+MASK_ID = TOY.mask_id
+
+Case = tuple[str, ...]
+"""Names of parts that are built together, such as (objective, process, schedule)."""
 
 
 def names(group: str, conf: Path = CONF) -> list[str]:
-    """The parts of a group: linear, log_linear, ... for "schedule"."""
+    """Return the parts of a group: linear, log_linear, ... for "schedule"."""
     return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def candidate(group: str, name: str, conf: Path = CONF, **changes: Any) -> Candidate:
+    """Return the part of conf/group/name.yaml, not yet built, with some of its keywords changed."""
+    node = OmegaConf.merge(OmegaConf.load(conf / group / f"{name}.yaml"), changes)
+    assert isinstance(node, DictConfig)
+    return candidates.candidate(group, name, node)
 
 
 def build(
@@ -37,31 +53,22 @@ def build(
     conf: Path = CONF,
     **changes: Any,
 ) -> Any:
-    """Instantiate conf/group/name.yaml with a small vocabulary and the schedule of that name."""
-    config = toy_config(
-        {
-            "schedule": OmegaConf.load(conf / "schedule" / f"{schedule}.yaml"),
-            group: OmegaConf.load(conf / group / f"{name}.yaml"),
-        },
-        vocab_size,
-        mask_id,
-    )
-    try:
-        return instantiate(config[group], **changes)
-    except InstantiationException as error:  # what the part itself raised is the message that users see
-        raise (error.__cause__ or error) from None
-
-
-def takes(group: str, name: str, key: str) -> bool:
-    return key in OmegaConf.load(CONF / group / f"{name}.yaml")
+    """Build conf/group/name.yaml with a small vocabulary and the schedule of that name."""
+    part = candidate(group, name, conf, **changes)
+    beside = [] if group == "schedule" else [candidate("schedule", schedule, conf)]
+    return part.build(*beside, toy=Toy(vocab_size, mask_id))
 
 
 def schedule(name: str) -> Schedule:
-    return build("schedule", name, name)
+    return build("schedule", name)
 
 
 def process(name: str, schedule: str = "linear", **keywords: Any) -> ForwardProcess:
     return build("process", name, schedule, **keywords)
+
+
+def corruption(name: str, **keywords: Any) -> Corruption:
+    return build("corruption", name, **keywords)
 
 
 def objective(name: str, **keywords: Any) -> Objective:
@@ -76,50 +83,68 @@ def t_sampler(name: str, schedule: str = "linear", **keywords: Any) -> TimeSampl
     return build("t_sampler", name, schedule, **keywords)
 
 
-def with_schedules(group: str) -> list[tuple[str, str]]:
-    """Every (part, schedule); a part that takes none comes once, with "linear"."""
+def takes(group: str, name: str, key: str) -> bool:
+    return key in candidate(group, name).node
+
+
+# Combinations
+
+CANDIDATES = {group: [candidate(group, name) for name in names(group)] for group in pairing.INTERFACES}
+LINEAR = {**CANDIDATES, "schedule": [candidate("schedule", "linear")]}
+
+
+def named(found: Iterable[tuple[Candidate, ...]]) -> list[Case]:
+    """Return the names of combinations; the schedule last, "linear" where no part takes one."""
+    cases = []
+    for parts in found:
+        alone = tuple(part.name for part in parts if part.group != "schedule")
+        cases.append((*alone, *(part.name for part in parts if part.group == "schedule")))
+        if parts[-1].group != "schedule":
+            cases[-1] = (*alone, "linear")
+    return cases
+
+
+def with_schedules(group: str) -> list[Case]:
+    """Every (part, schedule)."""
+    return named(pairing.with_schedules(CANDIDATES, group))
+
+
+def noisy_processes() -> list[Case]:
+    """Every (process, schedule) with noise."""
+    return [case for case in with_schedules("process") if process(*case).has_noise]
+
+
+def objective_cases(candidates: pairing.Candidates = CANDIDATES) -> list[Case]:
+    """Every (objective, process, schedule) that fits together."""
+    return named(pairing.objective_cases(candidates))
+
+
+def diffusion_triples() -> list[Case]:
+    """Those whose bound is an integral over t."""
+    return [case for case in objective_cases() if case[1] != "none" and objective(case[0]).num_steps is None]
+
+
+def corruption_cases(candidates: pairing.Candidates = CANDIDATES) -> list[Case]:
+    """Every (corruption, process, schedule) that fits together."""
+    return named(pairing.corruption_cases(candidates))
+
+
+def sampler_cases() -> list[tuple[str, str]]:
+    """Every (sampler, process) that fits together."""
+    return [(sampler, process) for sampler, process, _ in named(pairing.sampler_cases(LINEAR))]
+
+
+def params(cases: Iterable[Case]) -> list:
+    """Return the cases as parameters of a test."""
+    return [pytest.param(*case, id="-".join(case)) for case in cases]
+
+
+def applying(laws: Sequence[Law], cases: Iterable[Case], make: Callable[..., tuple[Any, ...]]) -> list:
+    """Return (law, case) as parameters of a test, for each case whose parts `make(*case)` the law applies to."""
     return [
-        (name, schedule)
-        for name in names(group)
-        for schedule in (names("schedule") if takes(group, name, "schedule") else ["linear"])
+        pytest.param(law, case, id=f"{law.name}-{'-'.join(case)}")
+        for case in cases
+        for arguments in [make(*case)]
+        for law in laws
+        if law.why_not(*arguments) is None
     ]
-
-
-def noisy_processes() -> list[tuple[str, str]]:
-    """Every (process, schedule) whose noise at a given t is what its coefficients say, token by token."""
-    return [pair for pair in with_schedules("process") if process(*pair).noises and process(*pair).independent]
-
-
-def dependent_triples() -> list[tuple[str, str, str]]:
-    """Every (objective, process, schedule) that fits together, where only the mean over t is the bound's."""
-    pairs = [pair for pair in with_schedules("process") if not process(*pair).independent]
-    return [(name, *pair) for name, pair in product(names("objective"), pairs) if accepts(name, pair[0])]
-
-
-def accepts(objective_name: str, process_name: str) -> bool:
-    """Whether the objective says that it holds for the process."""
-    try:
-        objective(objective_name).check(process(process_name))
-    except ValueError:
-        return False
-    return True
-
-
-def fits(sampler_name: str, process_name: str) -> bool:
-    """Whether some objective for the process trains what the sampler expects."""
-    noise, steps = process(process_name), sampler(sampler_name)
-    for name in names("objective"):
-        try:
-            objective(name).check(noise)
-            check_agreement(objective(name).predicts, steps, noise)
-            check_blocks(objective(name).block_size, steps)
-        except ValueError:
-            continue
-        return True
-    return False
-
-
-def diffusion_triples() -> list[tuple[str, str, str]]:
-    """Every (objective, process, schedule) that fits together and has noise; a bound in continuous time."""
-    continuous = [name for name in names("objective") if objective(name).continuous]
-    return [(name, *pair) for name, pair in product(continuous, noisy_processes()) if accepts(name, pair[0])]

@@ -1,46 +1,32 @@
-"""Block diffusion: a bound for each block given the clean ones before it, and a pass in which nothing else is seen."""
+"""Block diffusion: a bound for each block given the clean ones before it, and a pass that attends to nothing else."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from dlmkit.backbones import base
-from dlmkit.backbones.attention import Mask
+from dlmkit.backbones import inputs as inputs_module
 from dlmkit.backbones.base import Backbone
-from dlmkit.backbones.blocks import block_layout
 from dlmkit.backbones.dit import DiT
-from dlmkit.backbones.families import FAMILIES
-from dlmkit.build import build_module
-from dlmkit.config import compose
-from dlmkit.laws.samplers import Exact, total_variation
+from dlmkit.backbones.hf.families import FAMILIES
+from dlmkit.laws.predictions import TablePrediction
+from dlmkit.laws.quadrature import nodes
+from dlmkit.laws.source import noised_everywhere, sum_by
+from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
-from dlmkit.objectives.block import Block
-from dlmkit.objectives.masked import Masked
+from dlmkit.objectives.block import BlockElbo
+from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.randomness import generator_for
-from dlmkit.samplers.ancestral import Ancestral
-from dlmkit.samplers.base import generate
-from dlmkit.samplers.blockwise import Blockwise
-from dlmkit.types import Batch, Canvas, Context, Noised
+from dlmkit.step import losses
+from dlmkit.types import FULL_ATTENTION, Attention, Context, NetworkInput, Noised
 from laws import parts
-from laws.enumeration import (
-    TablePredictor,
-    all_sequences,
-    chi_square_p,
-    nodes,
-    noised_everywhere,
-    random_source,
-    sum_by,
-)
-from laws.parts import MASK_ID, VOCAB_SIZE
-from laws.test_backbones import BOS, MASK, WITH_COMPILER, V, network, some_tokens
-from laws.test_samplers import counts_of, empty
+from laws.parts import VOCAB_SIZE
+from laws.tables import source
 from laws.toy_training import ValidationData, assert_same, module, trained, trainer
+from networks import BOS, MASK, WITH_COMPILER, V, network, randomised, some_tokens
 
 L = 8
 INSIDE = [
@@ -54,7 +40,7 @@ INSIDE = [
 
 def law_exact_in_blocks(objective: Objective, process: ForwardProcess, block_size: int, length: int) -> None:
     """With the exact predictor block b costs -log p(x^b | x^{<b}), for each x: by the chain rule -log p(x) in all."""
-    data = random_source(length, VOCAB_SIZE, MASK_ID)
+    data = source(length)
     for start in range(0, length, block_size):
         end, block = start + block_size, start // block_size
         marginal = data.given(torch.empty(0, dtype=torch.int64), start) if start else None
@@ -67,12 +53,12 @@ def law_exact_in_blocks(objective: Objective, process: ForwardProcess, block_siz
             x_0[:, :start] = x_t[:, :start] = prefix
             x_0[:, start:end], x_t[:, start:end] = noised.x_0, noised.x_t
             scored = torch.zeros(num, length, dtype=torch.bool)
-            scored[:, start:end] = True  # the other blocks are given, so that they cost nothing
+            scored[:, start:end] = True  # the other blocks are given, so that they have no loss
             t = torch.full((num, length // block_size), 0.5, dtype=torch.float64)
             t[:, block] = noised.t
             table = torch.zeros(num, length, VOCAB_SIZE, dtype=torch.float64)
-            table[:, start:end] = inside.exact(objective.predicts, process, noised.x_t, noised.t).table
-            result = objective(TablePredictor(table), Noised(x_0, x_t, t, scored, torch.ones_like(t)), process)
+            table[:, start:end] = inside.exact(objective.parameterization, process, noised.x_t, noised.t).table
+            result = objective(TablePrediction(table), Noised(x_0, x_t, t, scored, torch.ones_like(t)), process)
             got = sum_by(share * result.nll.sum(-1), sequence, len(inside.probs))
             torch.testing.assert_close(got, -inside.probs.log(), rtol=0, atol=1e-8)
 
@@ -80,31 +66,7 @@ def law_exact_in_blocks(objective: Objective, process: ForwardProcess, block_siz
 @pytest.mark.parametrize(("block_size", "length"), [(1, 3), (2, 4), (3, 3)])
 @pytest.mark.parametrize(("name", "process"), INSIDE)
 def test_bound_is_exact_for_each_sequence(name, process, block_size, length):
-    law_exact_in_blocks(Block(block_size, parts.objective(name)), parts.process(process), block_size, length)
-
-
-class TimeOfTheFirst(Block):
-    """Weighs every block by the first one's time."""
-
-    def __call__(self, prediction, noised, process):
-        t = noised.t[:, :1].expand_as(noised.t)
-        return super().__call__(prediction, Noised(noised.x_0, noised.x_t, t, noised.scored, noised.weight), process)
-
-
-def test_law_refuses_the_time_of_another_block():
-    with pytest.raises(AssertionError):
-        law_exact_in_blocks(TimeOfTheFirst(2, Masked()), parts.process("absorbing"), 2, 4)
-
-
-def test_blocks_fill_the_length():
-    objective = Block(4, Masked())
-    assert [objective.num_times(length) for length in (1, 4, 8, 64)] == [1, 1, 2, 16]
-    with pytest.raises(ValueError, match=r"length 10 is no multiple of objective\.block_size 4.*such as 8"):
-        objective.num_times(10)
-    with pytest.raises(ValueError, match="block_size 0"):
-        Block(0, Masked())
-    with pytest.raises(ValueError, match="within Block"):
-        Block(4, objective)
+    law_exact_in_blocks(BlockElbo(block_size, parts.objective(name)), parts.process(process), block_size, length)
 
 
 # The pass
@@ -114,14 +76,11 @@ def unshifted(attention: str = "sdpa") -> Backbone:
     torch.manual_seed(0)
     backbone = DiT(V, MASK, 16, 16, 2, 2, 8, bos_id=BOS, attention=attention)  # BOS is not read without a shift
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return backbone.eval()
+    return randomised(backbone)
 
 
 def a_network(name: str) -> Backbone:
-    """FAMILY, FAMILY-BOS or FAMILY-BOS-KERNEL; a dit without a word on BOS has no shift."""
+    """FAMILY, FAMILY-BOS or FAMILY-BOS-KERNEL; "dit" alone has no shift."""
     family, bos, attention = (*name.split("-"), "", "")[:3]
     attention = attention or ("sdpa" if family == "dit" or "sdpa" in FAMILIES[family].kernels else "eager")
     if family == "dit" and not bos:
@@ -150,9 +109,18 @@ def times(num: int, block_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def hidden(backbone: Backbone, x_t: Tensor, x_0: Tensor, block_size: int, t: Tensor | None = None, **keywords):
+def hidden(
+    backbone: Backbone,
+    x_t: Tensor,
+    x_0: Tensor,
+    block_size: int,
+    t: Tensor | None = None,
+    segments: Tensor | None = None,
+    attention: Attention = FULL_ATTENTION,
+    last: bool = False,
+) -> Tensor:
     t = times(len(x_t), block_size) if t is None else t
-    return backbone(x_t, t, keywords.pop("segments", None), Context(x_0, block_size, **keywords)).hidden
+    return backbone(NetworkInput(x_t, t, segments, Context(x_0, block_size, last), attention)).hidden
 
 
 def first_scored(backbone: Backbone) -> int:
@@ -172,27 +140,27 @@ def test_a_block_is_predicted_as_by_a_network_that_is_causal_over_blocks(name, b
 
     early = 1 if backbone.shift and backbone.bos_id is None else 0  # a block begins at the position that predicts it
 
-    def over_blocks(length: int, device) -> Tensor:
+    def over_blocks(length: int, attention: Attention, device: torch.device) -> Tensor:
         block = (torch.arange(length) + early) // block_size
-        if backbone.shift and backbone.bos_id is not None:  # the last position predicts nothing, and is seen
+        if backbone.shift and backbone.bos_id is not None:  # the last position predicts nothing, and is attended to
             block[-1] = block[-2]
         elif early:
             block[-1] = (length - 1) // block_size
         return block[:, None] >= block[None, :]
 
-    monkeypatch.setattr(backbone, "visibility", over_blocks)
+    monkeypatch.setattr(inputs_module, "annealed_visibility", over_blocks)
     for start in range(0, L, block_size):
         end = start + block_size
         text = torch.cat([x_0[:, :start], x_t[:, start:end]], 1)
         with torch.no_grad():
-            plain = backbone(text, t[:, start // block_size]).hidden
+            plain = backbone(NetworkInput(text, t[:, start // block_size])).hidden
         here = slice(max(start, first_scored(backbone)), end)
         torch.testing.assert_close(got[:, here], plain[:, here], rtol=1e-4, atol=1e-5)
 
 
 @SIZES
 @SOME_NETWORKS
-def test_a_block_knows_nothing_of_its_clean_tokens_nor_of_later_blocks(name, block_size):
+def test_a_block_depends_neither_on_its_clean_tokens_nor_on_later_blocks(name, block_size):
     law_blocks_apart(a_network(name), block_size)
 
 
@@ -206,45 +174,19 @@ def law_blocks_apart(backbone: Backbone, block_size: int) -> None:
         other[:, i] = (other[:, i] + 1) % V
         changed = (hidden(backbone, x_t, other, block_size) != before).any(-1)
         assert not changed[:, :end].any(), f"clean token {i}"
-        assert changed[:, end:].all(), f"clean token {i} is not seen by the blocks after it"
+        assert changed[:, end:].all(), f"clean token {i} has no effect on the blocks after it"
         other = x_t.clone()
         other[:, i] = (other[:, i] + 1) % V
         changed = (hidden(backbone, other, x_0, block_size) != before).any(-1)
         assert not changed[:, :start].any(), f"noisy token {i}"
         assert not changed[:, end:].any(), f"noisy token {i}"
-        assert changed[:, max(start, first_scored(backbone)) : end].all(), f"noisy token {i} is not seen by its block"
-
-
-class SeesItsOwnClean:
-    """A noisy slot sees the clean slots of its own block beside those before it."""
-
-    def __call__(self, *args):
-        layout = block_layout(*args)
-        own = layout.is_context[None, :] & (layout.blocks[None, :] == layout.blocks[:, None])
-        return replace(layout, mask=Mask(layout.mask.visible | own, layout.positions))
-
-
-class SeesLaterBlocks:
-    """A clean slot sees all clean slots."""
-
-    def __call__(self, *args):
-        layout = block_layout(*args)
-        clean = layout.is_context[None, :] & layout.is_context[:, None]
-        return replace(layout, mask=Mask(layout.mask.visible | clean, layout.positions))
-
-
-@pytest.mark.parametrize("leaky", [SeesItsOwnClean, SeesLaterBlocks])
-@pytest.mark.parametrize("name", ["dit-prepend", "llama-prepend", FLEX[1], FLEX_HF[0]])
-def test_law_refuses_a_mask_that_leaks(name, leaky, monkeypatch):
-    monkeypatch.setattr(base, "block_layout", leaky())
-    with pytest.raises(AssertionError, match="clean token"):
-        law_blocks_apart(a_network(name), 2)
+        assert changed[:, max(start, first_scored(backbone)) : end].all(), f"noisy token {i} has no effect on its block"
 
 
 @SIZES
 @SOME_NETWORKS
-def test_generation_reads_what_training_does(name, block_size):
-    """The last block alone, of a text that ends with it."""
+def test_generation_computes_what_training_does(name, block_size):
+    """The last block alone, of a text that ends with it; and behind a prefix of clean blocks that was handed over."""
     backbone = a_network(name)
     x_0, x_t = some_tokens(2, L), some_tokens(2, L, seed=1)
     t = times(2, block_size)
@@ -255,6 +197,10 @@ def test_generation_reads_what_training_does(name, block_size):
         alone = hidden(backbone, text, text, block_size, t[:, start // block_size], last=True)
         here = slice(max(start, first_scored(backbone)), end)
         torch.testing.assert_close(alone[:, here], whole[:, here], rtol=1e-4, atol=1e-5)
+        cache = backbone.prefill(x_0[:, :start], block_size)
+        with torch.no_grad():
+            behind = backbone(NetworkInput(x_t[:, start:end], t[:, start // block_size], cache=cache)).hidden
+        assert torch.equal(behind[:, here.start - start :], alone[:, here])
 
 
 @SOME_NETWORKS
@@ -263,15 +209,11 @@ def test_one_block_is_the_plain_pass(name):
     backbone = a_network(name)
     x_0, x_t = some_tokens(2, L), some_tokens(2, L, seed=1)
     t = times(2, L)
-    plain = backbone(x_t, t[:, 0]).hidden
+    plain = backbone(NetworkInput(x_t, t[:, 0])).hidden
     assert torch.equal(hidden(backbone, x_t, x_0, L, t), plain)
     noised = Noised(x_0, x_t, t[:, 0], torch.ones_like(x_0, dtype=torch.bool), torch.ones(2, dtype=torch.float64))
     noise = parts.process("absorbing", vocab_size=V, mask_id=MASK)
-    batch = Batch(x_0, noised.scored)
-    one, other = (
-        objective(objective.ask(backbone, batch, x_t, noised.t), noised, noise)
-        for objective in (Block(L, Masked()), Masked())
-    )
+    one, other = (losses(one, noise, backbone, noised) for one in (BlockElbo(L, MaskedElbo()), MaskedElbo()))
     assert torch.equal(one.loss, other.loss)
 
 
@@ -285,11 +227,9 @@ def test_blocks_of_one_token_have_an_exact_likelihood(name):
     noise = parts.process("absorbing", vocab_size=V, mask_id=MASK)
     t = torch.rand(len(texts), length, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.1
     everything = torch.ones_like(texts, dtype=torch.bool)
-    objective = Block(1, Masked())
+    noised = Noised(texts, torch.full_like(texts, MASK), t, everything, torch.ones_like(t))
     with torch.no_grad():
-        x_t = torch.full_like(texts, MASK)
-        prediction = objective.ask(backbone, Batch(texts, everything), x_t, t)
-        nll = objective(prediction, Noised(texts, x_t, t, everything, torch.ones_like(t)), noise).nll
+        nll = losses(BlockElbo(1, MaskedElbo()), noise, backbone, noised).nll
     # A token is masked with probability t and then weighs 1 / t, so the mean over its mask is t times this.
     likelihood = (-(nll * t).sum(-1)).exp()
     assert float(likelihood.sum()) == pytest.approx(1.0, abs=1e-4)
@@ -326,37 +266,31 @@ def test_documents_do_not_leak(name):
         assert not changed[:, ~mine].any(), i
 
 
-def test_annealing_hides_the_future_inside_a_block():
+def test_annealing_masks_the_future_inside_a_block():
     backbone = a_network("gpt2-prepend")
     x_0, x_t = some_tokens(2, L), some_tokens(2, L, seed=1)
-    with backbone.attending(0.0):
-        before = hidden(backbone, x_t, x_0, 4)
-        other = x_t.clone()
-        other[:, 6] = (other[:, 6] + 1) % V
-        changed = (hidden(backbone, other, x_0, 4) != before).any(-1)
+    before = hidden(backbone, x_t, x_0, 4, attention=Attention(0.0))
+    other = x_t.clone()
+    other[:, 6] = (other[:, 6] + 1) % V
+    changed = (hidden(backbone, other, x_0, 4, attention=Attention(0.0)) != before).any(-1)
     assert changed[0].tolist() == [False] * 7 + [True]
 
 
 # Training
 
 
-class Plain(DiT):
-    def forward(self, x_t: Tensor, t: Tensor, segments: Tensor | None = None):
-        return super().forward(x_t, t, segments)
-
-
-def test_a_backbone_that_reads_no_context_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("dlmkit.backbones.dit.DiT", Plain)
-    config = compose(["family=block", "backbone=dit_tiny"], tmp_path)
-    config.vocab = {"size": 16, "mask_id": 15, "bos_id": 14, "eos_id": 14}
-    with pytest.raises(ValueError, match="backbone=plain reads no clean context"):
-        build_module(config, None)
-
-
-def in_blocks(block_size: int, bos: str = "prepend"):
-    model = module("masked", "absorbing", bos=bos)
-    model.objective = Block(block_size, Masked())
+def in_blocks(block_size: int, bos: str = "prepend") -> DiffusionLM:
+    model = module("block", "absorbing", bos=bos)
+    model.block_size = block_size
     return model
+
+
+class Recording(BlockElbo):
+    """Keeps the times that it is given."""
+
+    def __call__(self, prediction, noised, process):
+        self.times = noised.t
+        return super().__call__(prediction, noised, process)
 
 
 @pytest.mark.parametrize("bos", ["prepend", "none"])
@@ -371,11 +305,9 @@ def test_a_step_does_not_move_with_the_micro_batch(block_size, bos):
 
 def test_blocks_of_a_sequence_have_times_of_their_own_and_even_ones():
     model = in_blocks(2)
-    seen = []
-    ask = model.objective.ask
-    model.objective.ask = lambda network, batch, x_t, t: (seen.append(t), ask(network, batch, x_t, t))[1]
+    model.objective = Recording(2, MaskedElbo())
     trained(model, 8, 1)
-    (t,) = seen
+    t = model.objective.times
     assert t.shape == (8, 3)
     assert sorted((t * 24).flatten().long().tolist()) == pytest.approx(list(range(24)), abs=1)  # all cells
     for row in t:
@@ -388,67 +320,3 @@ def test_validation_does_not_move_with_the_micro_batch():
         trainer().validate(model, datamodule=ValidationData(size), verbose=False)
         results.append({name: float(value) for name, value in model.trainer.callback_metrics.items()})
     assert results[1] == pytest.approx(results[0], rel=1e-5)
-
-
-# The sampler
-
-
-def blockwise(block_size: int) -> Blockwise:
-    return Blockwise(block_size, Ancestral(1.0, None, 1.0))
-
-
-@pytest.mark.parametrize("process", sorted({name for name, _ in parts.noisy_processes()}))
-def test_blocks_of_one_token_are_drawn_exactly_in_one_step_each(process):
-    data, noise, num = random_source(3, VOCAB_SIZE, MASK_ID), parts.process(process), 20_000
-    canvas = generate(Exact(data, noise), noise, blockwise(1), empty(num), 3, generator_for("cpu", "blocks"))
-    assert chi_square_p(counts_of(canvas.tokens), data.joint.flatten() * num) > 1e-6
-
-
-@pytest.mark.parametrize("process", sorted({name for name, _ in parts.noisy_processes()}))
-def test_samples_have_the_datas_distribution(process):
-    """Blocks of 2 of 3 tokens, the last one shorter; the bound is that of tests/laws/test_samplers.py."""
-    data, noise, num = random_source(3, VOCAB_SIZE, MASK_ID), parts.process(process), 10_000
-    canvas = generate(Exact(data, noise), noise, blockwise(2), empty(num), 256, generator_for("cpu", "blocks"))
-    spread = (len(data.probs) / num) ** 0.5 / 2
-    surprise = (torch.tensor(1e6).log() / (2 * num)) ** 0.5
-    assert total_variation(counts_of(canvas.tokens) / num, data.joint.flatten()) < 0.02 + spread + surprise
-
-
-def test_blocks_are_filled_from_left_to_right_and_given_tokens_stay():
-    data, noise, num = random_source(4, VOCAB_SIZE, MASK_ID), parts.process("absorbing"), 100
-    fixed = torch.tensor([False, True, False, False]).expand(num, -1)
-    canvas = Canvas(torch.full((num, 4), 2), fixed)
-    seen = []
-
-    def on_step(index: int, tokens: Tensor) -> None:
-        seen.append((tokens == MASK_ID).any(0).tolist())
-        assert (tokens[:, 1] == 2).all()
-
-    generate(Exact(data, noise), noise, blockwise(2), canvas, 7, generator_for("cpu", 0), on_step)
-    assert len(seen) == 6  # 7 shared by two blocks
-    assert seen[2] == [False, False, True, True]
-    assert seen[5] == [False] * 4
-
-
-def test_samples_of_a_network_follow_its_own_likelihood():
-    """Blocks of one token: `generate` draws from the distribution that the objective scores."""
-    length, num = 2, 20_000
-    backbone = DiT(VOCAB_SIZE, MASK_ID, 16, 16, 2, 2, 8, time_conditioned=False)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    noise = parts.process("absorbing")
-    texts = all_sequences(length, VOCAB_SIZE)
-    texts = texts[(texts != MASK_ID).all(-1)]
-    t = torch.ones(len(texts), length, dtype=torch.float64)
-    everything = torch.ones_like(texts, dtype=torch.bool)
-    x_t = torch.full_like(texts, MASK_ID)
-    objective = Block(1, Masked())
-    with torch.no_grad():
-        prediction = objective.ask(backbone, Batch(texts, everything), x_t, t)
-        nll = objective(prediction, Noised(texts, x_t, t, everything, t), noise).nll
-    expected = torch.zeros(VOCAB_SIZE**length, dtype=torch.float64)
-    expected[texts[:, 0] * VOCAB_SIZE + texts[:, 1]] = (-nll.sum(-1)).double().exp()
-    canvas = generate(backbone, noise, blockwise(1), empty(num, length), 2, generator_for("cpu", 3))
-    assert chi_square_p(counts_of(canvas.tokens), expected * num) > 1e-6

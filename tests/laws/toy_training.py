@@ -1,11 +1,11 @@
 """One real `Trainer` step at toy size, and the gradient that it must make, written out by hand.
 
-Shapes: G blocks in a global batch, L length.
+Shapes: G sequences in a global batch, L length, K blocks of a sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import lightning.pytorch as pl
@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dlmkit.backbones.hf import HFBackbone
-from dlmkit.data.order import TrainOrder
+from dlmkit.compatibility import Parts, fit
+from dlmkit.data.order import BatchPlan, TrainOrder
 from dlmkit.module import DiffusionLM
+from dlmkit.objectives.block import num_blocks
 from dlmkit.randomness import generator_for
+from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
-from dlmkit.types import Batch, Noised
+from dlmkit.types import Batch, StepOutput, TimeDraw
 from laws import parts
 
 V, MASK, BOS = 11, 4, 0
@@ -64,6 +67,7 @@ def constant(step: int) -> float:
 def module(
     objective: str,
     process: str,
+    corruption: str = "independent",
     bos: str = "prepend",
     schedule: str = "log_linear",
     t_sampler: TimeSampler | None = None,
@@ -72,6 +76,7 @@ def module(
     return DiffusionLM(
         backbone=tiny_gpt2(causal=objective == "autoregressive", bos=bos),
         process=parts.process(process, schedule, vocab_size=V, mask_id=MASK),
+        corruption=parts.corruption(corruption),
         objective=parts.objective(objective),
         t_sampler=t_sampler or parts.t_sampler("stratified", schedule),
         optimizer=partial(torch.optim.SGD, lr=1.0),
@@ -83,8 +88,8 @@ def module(
     )
 
 
-def blocks(num: int) -> Batch:
-    """Blocks with 1 to L scored tokens each, in no order; the first G have fewer than the next."""
+def sequences(num: int) -> Batch:
+    """Sequences with 1 to L scored tokens each, in no order; the first G have fewer than the next."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(V - 1, (2 * G, L), generator=generator)[:num]
     tokens += tokens >= MASK
@@ -92,12 +97,12 @@ def blocks(num: int) -> Batch:
     return Batch(tokens, scored)
 
 
-def rows_of(batch: Batch) -> Callable[[list[int]], Batch]:
-    return lambda rows: Batch(batch.tokens[rows], batch.scored[rows])
+def rows_of(batch: Batch) -> Callable[[Sequence[int]], Batch]:
+    return lambda rows: Batch(batch.tokens[list(rows)], batch.scored[list(rows)])
 
 
 class ToyData(pl.LightningDataModule):
-    """Deals G blocks to each step, in the order of dlmkit.data.order.TrainOrder but not shuffled."""
+    """G sequences for each step, in the order of dlmkit.data.order.TrainOrder but not shuffled."""
 
     def __init__(self, micro_batch_size: int, accumulate: int, num_steps: int) -> None:
         super().__init__()
@@ -106,22 +111,21 @@ class ToyData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         shard = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         num = G * self.num_steps
-        order = TrainOrder(
-            num, self.micro_batch_size, self.accumulate, self.num_steps, 0, shard["rank"], shard["num_replicas"]
-        )
+        plan = BatchPlan(self.micro_batch_size, self.accumulate, self.num_steps)
+        order = TrainOrder(num, plan, shard["rank"], shard["num_replicas"])
         order._permuted = lambda epoch: torch.arange(num).numpy()  # type: ignore[method-assign]
-        return DataLoader(range(num), batch_sampler=order, collate_fn=rows_of(blocks(num)))
+        return DataLoader(range(num), batch_sampler=order, collate_fn=rows_of(sequences(num)))
 
 
 class ValidationData(pl.LightningDataModule):
-    """Ten blocks, in pieces of any size."""
+    """Ten sequences, in micro-batches of any size."""
 
     def __init__(self, micro_batch_size: int) -> None:
         super().__init__()
         self.micro_batch_size = micro_batch_size
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(range(10), batch_size=self.micro_batch_size, collate_fn=rows_of(blocks(10)))
+        return DataLoader(range(10), batch_size=self.micro_batch_size, collate_fn=rows_of(sequences(10)))
 
 
 def trainer(accumulate: int = 1, num_steps: int = 1, devices: int = 1, strategy: str = "auto") -> pl.Trainer:
@@ -144,38 +148,30 @@ def weights(model: DiffusionLM) -> list[Tensor]:
 
 
 def trained(model: DiffusionLM, micro_batch_size: int, accumulate: int, num_steps: int = 1, **keywords) -> list[Tensor]:
-    """The weights after real training steps on G = micro_batch_size * accumulate * devices blocks each."""
+    """The weights after real training steps on G = micro_batch_size * accumulate * devices sequences each."""
     assert micro_batch_size * accumulate * keywords.get("devices", 1) == G
     trainer(accumulate, num_steps, **keywords).fit(model, datamodule=ToyData(micro_batch_size, accumulate, num_steps))
     return weights(model)
 
 
 def by_hand(model: DiffusionLM, num_steps: int = 1) -> list[Tensor]:
-    """The weights that the definition gives: w - d/dw of sum(loss) / sum(scored), all G blocks at once.
+    """The weights that the definition gives: w - d/dw of sum(loss) / sum(scored), all G sequences at once.
 
-    Where the process makes copies of a block, the loss is their mean.
+    Where the corruption makes copies of a sequence, the loss is their mean.
     """
     parameters = list(model.backbone.parameters())
+    num = num_blocks(L, model.block_size)
     for step in range(num_steps):
-        batch = rows_of(blocks(2 * G))(list(range(step * G, (step + 1) * G)))
-        tokens, scored = batch.tokens, batch.scored
+        batch = rows_of(sequences(2 * G))(range(step * G, (step + 1) * G))
         if not model.backbone.predicts_first:
-            scored[:, 0] = False
-        drawn, weight = model.t_sampler.sample(G, generator_for("cpu", SEED, "t", step))
-        times, weights_of = model.process.copies(model.objective.noise_time(drawn), weight)
-        rows = [
-            model.process.corrupt_copies(
-                tokens[i, None], times[:, i, None], scored[i, None], generator_for("cpu", SEED, "noise", step, i)
-            )
-            for i in range(G)
-        ]
-        losses = [
-            model.objective(model.backbone(x_t, t), Noised(tokens, x_t, t, scored, w), model.process).loss
-            for x_t, t, w in zip(torch.cat(rows, dim=1), times, weights_of, strict=True)
-        ]
-        loss = torch.stack(losses).mean(0)
-        model.t_sampler.observe(model.t_sampler.statistics(drawn, weight, loss, scored))
-        gradients = torch.autograd.grad(loss.sum() / scored.sum(), parameters, allow_unused=True)
+            batch = without_first(batch)
+        draw = model.t_sampler.sample(G * num, generator_for("cpu", SEED, "t", step)).by_block(num)
+        times = TimeDraw(discretise(draw.t, model.objective.num_steps), draw.weight)
+        noised = model.corruption.draw(model.process, batch, times, range(G), SEED, "noise", step)
+        loss = losses(model.objective, model.process, model.backbone, noised).loss
+        per_token = loss.detach().view(-1, G, L).sum(0)  # weights are divided by the number of copies
+        model.t_sampler.update(model.t_sampler.collect(StepOutput(draw, per_token, noised, batch.scored)))
+        gradients = torch.autograd.grad(loss.sum() / batch.scored.sum(), parameters, allow_unused=True)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
@@ -190,9 +186,10 @@ def assert_same(mine: list[Tensor], reference: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * max(1.0, largest / 10))
 
 
-def families() -> Iterator[tuple[str, str]]:
-    """(objective, process) of every objective and a process that it holds for."""
-    for objective in parts.names("objective"):
-        for process in parts.names("process"):
-            if parts.accepts(objective, process):
-                yield objective, process
+def families() -> Iterator[tuple[str, str, str]]:
+    """(objective, process, corruption) of every combination that fits."""
+    for objective, process, _ in parts.objective_cases(parts.LINEAR):
+        for corruption in parts.names("corruption"):
+            made = Parts(parts.process(process), parts.objective(objective), parts.corruption(corruption))
+            if fit(made):
+                yield objective, process, corruption

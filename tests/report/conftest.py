@@ -6,11 +6,14 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from toy_summaries import toy_summary
 
 STEP_TOKENS = 1000
 STEP_FLOPS = 6000.0
@@ -35,17 +38,12 @@ def write_run(
     (folder / "samples").mkdir(parents=True)
     steps = every * len(curve)
     own, before = steps * STEP_TOKENS, start * STEP_TOKENS
-    summary = {
-        "experiment": "quickstart", "name": name, "objective": "masked", "process": "absorbing", "schedule": "linear",
-        "backbone": "hf", "sampler": "ancestral", "params": 957_184, "tokens_seen": own, "total_tokens": own + before,
-        "flops": steps * STEP_FLOPS, "total_flops": (steps + start) * STEP_FLOPS,
-        "init_from": "family=ar" if start else None, "steps": steps, "val_nll": curve[-1], "val_nll_stderr": 0.01,
-        "val_ppl": math.exp(curve[-1]), "val_bpb": curve[-1] / 2.2, "nll_is_exact": exact, "val_tokens": 66_048,
-        "val_t_grid": None if exact else 8, "entropy_per_token": None, "tokens_per_second": 15_000.0,
-        "peak_memory_bytes": 8 * 2**27, "wall_seconds": 75.0, "seed": seed, "git_commit": "fe8a4b9",
-        "data_fingerprint": "bd20", "status": "finished", "dlmkit_version": "0.1.0",
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
+    summary = toy_summary(
+        name=name, init_from="family=ar" if start else None, nll_is_exact=exact, seed=seed, steps=steps,
+        tokens_seen=own, total_tokens=own + before, flops=steps * STEP_FLOPS, total_flops=(steps + start) * STEP_FLOPS,
+        val_nll=curve[-1], val_ppl=math.exp(curve[-1]), val_bpb=curve[-1] / 2.2, val_t_grid=None if exact else 8,
+    )  # fmt: skip
+    replace(summary, **changes).write(folder)
     config = {"seed": seed, "run_dir": str(folder), "family": name.split(",")[0], "optimizer": {"lr": 2e-3}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     _write_metrics(folder / "metrics.csv", curve, every, start)

@@ -1,4 +1,4 @@
-"""Comparisons: budgets add up, nothing is extrapolated, seeds are averaged, what spoils a comparison is said."""
+"""Comparisons: budgets add up, nothing is extrapolated, seeds are averaged, unfair comparisons get a warning."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dlmkit.report import budget_tables, collect, run_table, seed_table
 from dlmkit.report.compare import at_budget, equal_budget, seed_groups, validation_curve, warnings_for
-from dlmkit.report.reading import Point
+from dlmkit.report.load import Point, collect
+from dlmkit.report.tables import budget_tables, run_table, seed_table
 
 MakeRun = Callable[..., Path]
 
@@ -20,7 +20,7 @@ def cells_of(folder: Path) -> dict[str, dict[str, str]]:
     return {row[0].text: dict(zip(table.columns, (cell.text for cell in row), strict=True)) for row in table.rows}
 
 
-def test_bounds_and_exact_values_are_told_apart(sweep: Path) -> None:
+def test_bounds_and_exact_values_have_different_signs(sweep: Path) -> None:
     cells = cells_of(sweep)
     assert cells["ar"]["NLL, nats/token"] == "= 4.000 ± 0.010"
     assert cells["adapted"]["NLL, nats/token"] == "≤ 4.900 ± 0.010"
@@ -71,16 +71,16 @@ def test_nothing_is_extrapolated(budget: float) -> None:
 def test_equal_budgets_compare_what_at_least_two_runs_reached(sweep: Path, budget: str, unit: float) -> None:
     at_2m, at_3m = equal_budget(collect([sweep]), budget)
     assert (at_2m.amount, at_3m.amount) == (2000 * unit, 3000 * unit)
-    assert at_2m.readings["adapted"] is None  # its curve begins above
-    assert at_3m.readings["ar"] is None  # its curve ends below
-    ar, absorbing = at_2m.readings["ar"], at_2m.readings["absorbing"]
+    assert at_2m.values["adapted"] is None  # its curve begins above
+    assert at_3m.values["ar"] is None  # its curve ends below
+    ar, absorbing = at_2m.values["ar"], at_2m.values["absorbing"]
     assert ar is not None
     assert (ar.nll, ar.stderr, ar.final) == (4.0, 0.01, True)
     assert absorbing is not None
     assert (absorbing.nll, absorbing.stderr, absorbing.final) == (5.6, 0.02, False)
 
 
-def test_values_read_off_a_curve_are_marked(sweep: Path) -> None:
+def test_interpolated_values_are_marked(sweep: Path) -> None:
     tokens, flops = budget_tables(collect([sweep]))
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in tokens.rows}
     assert tokens.columns == ("run", "at 2.00M", "at 3.00M")
@@ -99,7 +99,7 @@ def test_budgets_that_differ_by_a_step_are_one(tmp_path: Path, make_run: MakeRun
     make_run(tmp_path, "a", curve=[5.0, 4.0], every=1000)
     make_run(tmp_path, "b", curve=[5.0, 4.5], every=1001)
     (only,) = equal_budget(collect([tmp_path]), "total_tokens")
-    assert {label: reading.nll for label, reading in only.readings.items() if reading} == {"a": 4.0, "b": 4.5}
+    assert {label: value.nll for label, value in only.values.items() if value} == {"a": 4.0, "b": 4.5}
 
 
 def test_seeds_are_grouped_with_their_standard_error(tmp_path: Path, make_run: MakeRun) -> None:
@@ -162,12 +162,12 @@ def test_unfinished_and_diverged_runs_are_listed_and_not_compared(sweep: Path, m
     assert [run.label for run in runs][-2:] == ["blown", "killed"]
     assert cells_of(sweep)["killed"]["NLL, nats/token"] == "failed"
     assert cells_of(sweep)["blown"]["NLL, nats/token"] == "diverged"
-    assert equal_budget(runs, "total_tokens")[0].readings.keys() == {"ar", "adapted", "absorbing", "uniform"}
+    assert equal_budget(runs, "total_tokens")[0].values.keys() == {"ar", "adapted", "absorbing", "uniform"}
     messages = " ".join(warnings_for(runs))
     assert "killed is failed" in messages
     assert "blown finished with an NLL that is no finite number" in messages
 
 
-def test_a_starting_run_that_is_missing_is_said(sweep: Path) -> None:
+def test_a_starting_run_that_is_missing_gets_a_warning(sweep: Path) -> None:
     (message,) = warnings_for(collect([sweep / "family=adapted"]))
     assert "adapted started from family=ar, which is not in this report" in message

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dlmkit.report import collect, main, render_terminal, write_html, write_json
+from dlmkit.commands.report import main
+from dlmkit.report.load import Point, collect
 from dlmkit.report.page import page
 from dlmkit.report.plots import Scale, thin
 from dlmkit.report.plots.points import front
-from dlmkit.report.reading import Point
+from dlmkit.report.terminal import print_tables
+from dlmkit.report.write import write_html, write_tables
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "br", "wbr"}
@@ -106,7 +108,7 @@ def test_many_runs_make_a_page(tmp_path: Path, make_run: MakeRun) -> None:
 def test_json_holds_the_tables(sweep: Path, make_run: MakeRun) -> None:
     make_run(sweep, "blown", curve=[5.0, 4.0], val_nll=math.nan)
     file = sweep / "deep" / "tables.json"
-    write_json(collect([sweep]), file)
+    write_tables(collect([sweep]), file)
     tables = json.loads(file.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert [run["label"] for run in tables["runs"]] == ["ar", "adapted", "absorbing", "uniform", "blown"]
     assert tables["runs"][0]["val_nll"] == 4.0
@@ -117,14 +119,14 @@ def test_json_holds_the_tables(sweep: Path, make_run: MakeRun) -> None:
     assert len(tables["warnings"]) == 1
 
 
-def test_the_command_says_where_everything_is(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_tables_and_paths(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([sweep], html=None, json=sweep / "tables.json")
-    told = capsys.readouterr().out
-    assert f"report       {sweep / 'report.html'}" in told
-    assert f"tables       {sweep / 'tables.json'}" in told
+    printed = capsys.readouterr().out
+    assert f"report       {sweep / 'report.html'}" in printed
+    assert f"tables       {sweep / 'tables.json'}" in printed
     assert (sweep / "report.html").read_text().startswith("<!doctype html>")
-    assert "= 4.000 ± 0.010" in told
-    assert "does not prove a worse model" in told
+    assert "= 4.000 ± 0.010" in printed
+    assert "does not prove a worse model" in printed
 
 
 def test_a_second_report_does_not_read_the_first(sweep: Path) -> None:
@@ -142,11 +144,11 @@ def test_a_folder_is_no_file_to_write(sweep: Path) -> None:
 def test_the_terminal_keeps_every_number_at_any_width(sweep: Path, make_run: MakeRun, width: int) -> None:
     make_run(sweep, "[bold]odd[/bold]", curve=[6.1, 6.0])
     stream = io.StringIO()
-    render_terminal(collect([sweep]), Console(file=stream, width=width, force_terminal=True, color_system=None))
-    told = stream.getvalue()
-    assert max(map(len, told.splitlines())) <= width
+    print_tables(collect([sweep]), Console(file=stream, width=width, force_terminal=True, color_system=None))
+    printed = stream.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
     for number in ("= 4.000 ± 0.010", "≤ 4.900 ± 0.010", "= 1.818 ± 0.005", "15,000", "1.80e7", "[bold]odd[/bold]"):
-        assert number in told
+        assert number in printed
 
 
 @pytest.mark.parametrize("log", [False, True])

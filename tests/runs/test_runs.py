@@ -8,24 +8,17 @@ from pathlib import Path
 import pytest
 
 from dlmkit import runs
+from dlmkit.runs import RunSummary
+from toy_summaries import toy_summary
 
 
-def folder(path: Path, status: str = "interrupted", steps: int = 4, checkpoints: tuple[str, ...] = ()) -> Path:
-    runs.write_summary(path, {"status": status, "steps": steps})
+def folder(path: Path, status: runs.Status = "interrupted", checkpoints: tuple[str, ...] = ()) -> Path:
+    toy_summary(name=path.name, status=status).write(path)
     (path / "checkpoints").mkdir()
     for name in checkpoints:
         (path / "checkpoints" / name).touch()
     (path / runs.CONFIG).touch()
     return path
-
-
-def test_summary_is_written_whole(tmp_path):
-    run = tmp_path / "deep" / "run"
-    assert runs.read_summary(run) is None
-    runs.write_summary(run, {"status": "running"})
-    runs.write_summary(run, {"status": "finished"})
-    assert runs.read_summary(run) == {"status": "finished"}
-    assert [path.name for path in run.iterdir()] == ["summary.json"]
 
 
 def test_claim(tmp_path):
@@ -38,6 +31,10 @@ def test_claim(tmp_path):
         runs.claim(used, "refuse")
     with pytest.raises(ValueError, match="choose one of"):
         runs.claim(used, "replace")
+    (used / "summary.json").write_text("{")
+    assert runs.claim(used, "overwrite") is None
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        runs.claim(used, "resume")
     assert not free.exists()
 
 
@@ -45,8 +42,8 @@ def test_finished(tmp_path):
     assert runs.finished_summary(tmp_path, 4) is None
     assert runs.finished_summary(folder(tmp_path / "a"), 4) is None
     done = folder(tmp_path / "b", "finished")
-    assert runs.finished_summary(done, 4) == {"status": "finished", "steps": 4}
-    with pytest.raises(ValueError, match="cannot go on to 5"):
+    assert runs.finished_summary(done, 4) == RunSummary.read(done)
+    with pytest.raises(ValueError, match="cannot continue to 5"):
         runs.finished_summary(done, 5)
 
 
@@ -60,6 +57,19 @@ def test_checkpoint_of(tmp_path):
     assert runs.checkpoint_of(run) == (run, run / runs.LAST_CHECKPOINT)
     with pytest.raises(ValueError, match="neither a run folder"):
         runs.checkpoint_of(tmp_path)
+
+
+def test_a_parent_counts_what_is_behind_it(tmp_path):
+    run = folder(tmp_path / "run", "finished", checkpoints=("step=2.ckpt", "last.ckpt"))
+    toy_summary(name="run", total_tokens=7_000, total_flops=1e9).write(run)
+    last, other = run / runs.LAST_CHECKPOINT, run / "checkpoints" / "step=2.ckpt"
+    assert runs.read_parent(run) == runs.ParentRun(run, last, "run", 7_000, 1e9)
+    assert runs.read_parent(other) == runs.ParentRun(other, other, "run", 7_000, 1e9)
+    toy_summary(status="interrupted").write(run)
+    with pytest.raises(ValueError, match=r"init_from names .*run, which has not finished"):
+        runs.read_parent(other)
+    with pytest.raises(ValueError, match=r"init_from names .*nowhere, which holds no finished run"):
+        runs.read_parent(tmp_path / "nowhere")
 
 
 def test_metrics_of_the_first_steps(tmp_path):

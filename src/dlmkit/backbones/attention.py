@@ -1,6 +1,6 @@
-"""Which positions see which, as one boolean mask or none at all, and the kernels that obey it.
+"""Attention masks, as one boolean tensor or none at all, and the kernels that apply them.
 
-A mask holds causality, annealing, packed documents and the blocks of block diffusion.
+A mask combines causality, annealing, packed documents and the blocks of block diffusion.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from dlmkit.types import Attention
+
 FLEX = "flex_attention"
 TILE = 128
-"""Queries and keys that flex attention skips, or not, together."""
+"""Side of the tiles of queries and keys that flex attention computes or skips."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Who sees whom in one pass. What kernels make of it is made when first asked for, and lives as long as the mask.
+    """A boolean attention mask, with the kernel-specific forms computed on first use and cached on it.
 
     So a mask that is the same at every step, such as a block layout's, is turned into a flex mask once.
 
     Attributes:
-        visible: bool [1 or B, 1, Q, Q], True where query (row) may see key (column).
-        positions: int64 [Q], where in the text each row and column is.
+        visible: bool [1 or B, 1, Q, Q], True where query (row) attends to key (column).
+        positions: int64 [Q], position in the text of each row and column.
     """
 
     visible: Tensor
@@ -36,14 +38,14 @@ class Mask:
 
     @cached_property
     def flex(self) -> BlockMask:
-        """The mask as flex attention takes it."""
+        """The mask as a BlockMask of flex attention."""
         return flex_mask(self.visible)
 
     def windowed(self, width: int, causal_past: bool) -> Mask:
-        """Return this mask cut to a window, the same object for the same window.
+        """Return this mask restricted to a window, the same object for the same window.
 
         Args:
-            width: how many positions back and ahead a query sees.
+            width: how many positions back and ahead a query attends.
             causal_past: whether `width` counts the query itself on its way back.
         """
         if (width, causal_past) not in self._windowed:
@@ -54,11 +56,11 @@ class Mask:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # kept for steps with gradients too, whoever asks first
+@torch.inference_mode(False)  # cached: steps with gradients use it too, whatever call comes first
 def plain_mask(length: int, causal: bool, device: torch.device) -> Mask:
-    """Return the mask of `length` positions that all see each other, or with `causal` the past and themselves.
+    """Return the full mask of `length` positions, or with `causal` the lower triangle.
 
-    It is for kernels that must be given one; the others have a faster way to say the same.
+    It is for kernels that need an explicit mask; the others have a faster flag for these two.
     """
     visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     return Mask(visible.tril() if causal else visible, torch.arange(length, device=device))
@@ -72,17 +74,17 @@ def attention_mask(
     segments: Tensor | None = None,
     visible: Tensor | None = None,
 ) -> Tensor | None:
-    """Return bool [1 or B, 1, L, L], True where query (row) may see key (column), or ``None``.
+    """Return bool [1 or B, 1, L, L], True where query (row) attends to key (column), or ``None``.
 
-    ``None`` means that the plain kernel suffices: everything is visible, or, with ``causal``, the triangle is (the
-    caller then asks its kernel for causal attention, which is faster than any mask).
+    ``None`` means that the plain kernel suffices: attention is full, or, with ``causal``, causal (the caller then sets
+    its kernel's causal flag, which is faster than any mask).
 
     Args:
         length: L.
-        device: where the mask is made.
-        causal: hide the future.
-        segments: int64 [B, L]; positions of different documents do not see each other.
-        visible: bool [L, L]; future positions that are seen although ``causal`` (attention annealing).
+        device: of the mask.
+        causal: mask the future.
+        segments: int64 [B, L]; positions of different documents do not attend to each other.
+        visible: bool [L, L]; pairs that attend besides the causal ones (attention-mask annealing).
     """
     if segments is None and visible is None:
         return None
@@ -97,38 +99,37 @@ def attention_mask(
 
 
 SHAPES = ("bernoulli", "blocks")
-"""How the future opens: single (query, key) pairs at random, or blocks that grow from one token to the whole length."""
+"""Shapes of annealing: (query, key) pairs at random, or blocks that grow from one token to the whole length."""
 
 
-def annealed_visibility(
-    length: int, ratio: float, seed: int, device: torch.device | str, shape: str = "bernoulli"
-) -> Tensor | None:
-    """Return the visible pairs besides the causal ones, bool [L, L], or ``None`` once everything is visible.
+def annealed_visibility(length: int, attention: Attention, device: torch.device | str) -> Tensor | None:
+    """Return the pairs that attend besides the causal ones, bool [L, L], or ``None`` for full attention.
 
-    Source: arXiv 2410.17891, section 3.2 (attention mask annealing): visible = causal OR Bernoulli(ratio). "blocks" is
-    deterministic: tokens see each other inside blocks of max(1, round(ratio * L)) tokens, as in block diffusion
+    Source: arXiv 2410.17891, section 3.2 (attention mask annealing): causal OR Bernoulli(ratio). "blocks" is
+    deterministic: tokens attend to each other inside blocks of max(1, round(ratio * L)) tokens, as in block diffusion
     (arXiv 2503.09573).
 
     Raises:
         ValueError: ratio outside [0, 1], or an unknown shape.
     """
+    ratio = attention.ratio
     if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"attention ratio {ratio} is outside [0, 1]: give the share of future positions that are seen")
-    if shape not in SHAPES:
-        raise ValueError(f"annealing shape {shape!r} is unknown: choose one of {', '.join(SHAPES)}")
+        raise ValueError(f"attention ratio {ratio} is outside [0, 1]: give the share of future positions to attend to")
+    if attention.shape not in SHAPES:
+        raise ValueError(f"annealing shape {attention.shape!r} is unknown: choose one of {', '.join(SHAPES)}")
     if ratio == 1.0:
         return None
-    if shape == "blocks":
+    if attention.shape == "blocks":
         block = torch.arange(length, device=device) // max(1, round(ratio * length))
         return block[:, None] == block[None, :]
-    generator = torch.Generator().manual_seed(seed)
-    # Drawn on the CPU, so that every rank and every kind of device sees the same mask.
+    generator = torch.Generator().manual_seed(attention.seed)
+    # Drawn on the CPU, so that every rank and every kind of device has the same mask.
     return (torch.rand(length, length, generator=generator) < ratio).to(device)
 
 
-@torch.inference_mode(False)  # a kept mask serves steps with gradients too, whoever asks first
+@torch.inference_mode(False)  # cached: steps with gradients use it too, whatever call comes first
 def flex_mask(mask: Tensor) -> BlockMask:
-    """Return a mask (bool [1 or B, 1, L, L]) for flex attention, whose kernel skips blocks that are hidden whole."""
+    """Return a mask (bool [1 or B, 1, L, L]) for flex attention, whose kernel skips tiles that are masked entirely."""
     batch, _, length, _ = mask.shape
     if mask.device.type == "cpu":
         mask = _in_whole_tiles(mask)
@@ -145,10 +146,10 @@ def flex_mask(mask: Tensor) -> BlockMask:
 
 
 def _in_whole_tiles(mask: Tensor) -> Tensor:
-    """Return the mask with hidden rows and columns up to a multiple of TILE, as a tensor whose sizes are compiled in.
+    """Return the mask padded with masked rows and columns to a multiple of TILE, its sizes static for the compiler.
 
-    Of a captured tensor whose sizes are left open torch 2.13 writes C++ that does not compile, as it does once a
-    second length comes along. In whole tiles lengths seldom differ, so that there is little to compile anew.
+    With a captured tensor of dynamic size, which a second length makes it, torch 2.13 generates C++ that does not
+    compile. In whole tiles lengths seldom differ, so that there are few recompilations.
     """
     missing = -mask.shape[-1] % TILE
     padded = F.pad(mask, (0, missing, 0, missing))
@@ -160,15 +161,15 @@ def flex(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Return compiled flex attention, [B, H, Q, D / H] as query, key and value are.
 
     Raises:
-        ValueError: a gradient is wanted where there is none, see `check_flex_trains`.
+        ValueError: gradients are required on a device without a backward pass, see `check_flex_trains`.
     """
     check_flex_trains(query.requires_grad, query.device)
     return _compiled(query.device.type)(query, key, value, mask.flex)
 
 
-def check_flex_trains(wants_gradient: bool, device: torch.device) -> None:
-    """Raise ValueError when flex attention is to give gradients on a device for which torch has no backward pass."""
-    if wants_gradient and device.type in ("cpu", "mps"):
+def check_flex_trains(requires_grad: bool, device: torch.device) -> None:
+    """Raise ValueError when flex attention requires gradients on a device for which torch has no backward pass."""
+    if requires_grad and device.type in ("cpu", "mps"):
         raise ValueError(
             f"attention flex_attention has no backward pass on this device ({device.type}): train with"
             " backbone.attention=sdpa, which reads the same weights and masks, or on a GPU"
@@ -177,15 +178,16 @@ def check_flex_trains(wants_gradient: bool, device: torch.device) -> None:
 
 @cache
 def _compiled(device_type: str) -> Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]:
-    """Compile flex attention; as it stands it would write out all scores.
+    """Compile flex attention; uncompiled it would materialise all scores.
 
-    Of a function of the kit's own, since torch counts compilations by function, and transformers compiles torch's.
+    The compiled function is the kit's own, since torch limits recompilations per function, and transformers compiles
+    torch's.
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
         mixed = flex_attention(query, key, value, block_mask=mask)
-        assert isinstance(mixed, Tensor)  # a pair only where more is asked for
+        assert isinstance(mixed, Tensor)  # a pair only with return_lse
         return mixed
 
-    # A CPU only evaluates and samples, at many lengths; a GPU trains at one, and gains from knowing it.
+    # A CPU only evaluates and samples, at many lengths; a GPU trains at one, and static shapes are faster.
     return torch.compile(attend, dynamic=True if device_type == "cpu" else None)

@@ -1,7 +1,7 @@
-"""The kit's own network: a transformer whose blocks are modulated by the time t (t = 0 is data, t = 1 is noise).
+"""The kit's own network: a transformer whose layers are modulated by the time t (t = 0 is data, t = 1 is noise).
 
-Shapes: B batch, L length of a block, M length of what the network reads (L, or L + 1 with a prepended BOS),
-H heads, V vocabulary, D hidden size, C size of the time embedding.
+Shapes: B sequences, L positions, M input positions (L, or L + 1 with a prepended BOS), H heads, V vocabulary, D hidden
+size, E size of the time embedding.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlmkit.backbones.attention import FLEX, flex, plain_mask
-from dlmkit.backbones.base import Backbone, Reading
-from dlmkit.backbones.prediction import Head, Prediction
-from dlmkit.types import Context
+from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.head import Head, HeadPrediction
+from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.types import NetworkInput
 
 INIT_STD = 0.02
 FREQUENCY_BASE = 10_000.0
@@ -39,41 +40,44 @@ Rotary = tuple[Tensor, Tensor]
 class DiT(Backbone):
     """Pre-norm transformer with adaptive layer norm, rotary positions and no position embedding.
 
-    Each block computes, with (shift, scale, gate) twice from the time embedding c(t),
+    Each layer computes, with (shift, scale, gate) twice from the time embedding c(t),
 
         x = x + gate_1 * attention((1 + scale_1) * LN(x) + shift_1)
         x = x + gate_2 * mlp((1 + scale_2) * LN(x) + shift_2)
 
-    and the final layer norm is modulated likewise. All modulation starts at zero, so every block starts as the identity
+    and the final layer norm is modulated likewise. All modulation starts at zero, so every layer starts as the identity
     (adaLN-Zero, arXiv 2212.09748, section 3.2; for masked diffusion language models arXiv 2406.07524).
 
-    With ``time_conditioned: false`` the six vectors of a block are plain parameters (conditioning on a constant) and t
-    is ignored: enough for absorbing noise, whose x_t tells its own t, and right for the autoregressive baseline.
+    With ``time_conditioned: false`` the six vectors of a layer are plain parameters (conditioning on a constant) and t
+    is ignored: enough for absorbing noise, whose t can be read off x_t, and right for the autoregressive baseline.
 
-    It has no key-value cache and does not reset positions at document boundaries: rotary attention sees differences of
-    positions only, and `segments` keeps documents apart.
+    It has no key-value cache and does not reset positions at document boundaries: rotary attention depends on
+    differences of positions only, and `segments` masks other documents.
 
     Args:
         vocab_size: V, mask token included.
         mask_id: id of the mask token, or ``None`` where the process has none.
-        max_length: longest block L that is accepted. No weight depends on it.
+        max_length: longest sequence L that is accepted. No weight depends on it.
         hidden_size: D.
-        num_layers: number of blocks.
+        num_layers: number of layers.
         num_heads: H; D / H must be even.
-        cond_size: C (unused without time conditioning).
+        cond_size: E (unused without time conditioning).
         mlp_ratio: width of the MLP over D.
-        dropout: on attention weights and on both branches of a block, while training.
-        causal: hide the future (the autoregressive baseline).
-        shift: output at i - 1 speaks about token i, see :class:`Backbone`.
-        bos_id: id prepended to every block when ``shift``.
+        dropout: on attention weights and on both branches of a layer, while training.
+        causal: attend to the past alone (the autoregressive baseline).
+        shift: the output at i - 1 predicts token i, see :class:`dlmkit.backbones.alignment.Alignment`.
+        bos_id: id prepended to every sequence when ``shift``.
         time_conditioned: modulate by t.
         tied: use the token embedding as output head; an untied head starts at zero (a uniform prediction).
-        attention: kernel: "sdpa", or "flex_attention", which skips what is hidden in tiles of 128 by 128, as most of a
-            block pass is; torch has no backward pass of it on a CPU and no dropout in it.
+        attention: kernel: "sdpa", or "flex_attention", which skips masked tiles of 128 by 128, most of a pass of block
+            diffusion; torch has no backward pass of it on a CPU and no dropout in it.
 
     Raises:
         ValueError: sizes that do not fit the heads, an unknown kernel, flex attention with dropout.
     """
+
+    name = "dit"
+    supports_context = True
 
     def __init__(
         self,
@@ -108,49 +112,43 @@ class DiT(Backbone):
         self.time = TimeEmbedding(cond_size) if time_conditioned else None
         modulation_input = cond_size if time_conditioned else None
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, modulation_input, mlp_ratio, dropout) for _ in range(num_layers)
+            Layer(hidden_size, num_heads, modulation_input, mlp_ratio, dropout) for _ in range(num_layers)
         )
         self.final = Modulation(modulation_input, hidden_size, num_vectors=2)
         self.unembedding = None if tied else _ZeroLinear(hidden_size, vocab_size, bias=False)
 
     @property
     def max_length(self) -> int:
-        """The `max_length` that was asked for; rotary positions have no table to run out of."""
+        """The `max_length` of the constructor; rotary positions have no table that limits it."""
         return self._max_length
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, segments: Tensor | None = None, context: Context | None = None
-    ) -> Prediction:
-        """Return the prediction for x_t (int64 [B, L]) at time t (float64 [B], in [0, 1]); row i is about token i.
-
-        With a `context` of K blocks t may be [B, K]; see :class:`Backbone`.
+    def forward(self, inputs: NetworkInput) -> HeadPrediction:
+        """Return the prediction at the positions of `inputs.x_t`, see :class:`Backbone`.
 
         Raises:
             ValueError: L exceeds ``max_length``, or flex attention is to be trained on a CPU.
         """
-        length = x_t.shape[1]
-        self.check_length(length)
-        reading = self.reading(x_t, t, segments, context)
-        attend = self._kernel(reading)
-        cos, sin = rotary_angles(length + 1, self.head_size, x_t.device)  # one more for a BOS
-        rotary = cos[reading.positions], sin[reading.positions]
-        cond = None if self.time is None else self.time(reading.t)
-        x = self.embedding(reading.ids)
+        trunk = self.trunk_input(inputs)
+        attend = self._kernel(trunk)
+        cos, sin = rotary_angles(trunk.length + 1, self.head_size, trunk.ids.device)  # one more for a BOS
+        rotary = cos[trunk.positions], sin[trunk.positions]
+        cond = None if self.time is None else self.time(trunk.t)
+        x = self.embedding(trunk.ids)
         for block in self.blocks:
             x = block(x, cond, rotary, attend)
         shift, scale = self.final(cond)
-        hidden = self.aligned(adaptive_norm(x, shift, scale), reading, length)
-        return Prediction(hidden, self.head, self.mask_id)
+        hidden = trunk.outputs(adaptive_norm(x, shift, scale))
+        return HeadPrediction(hidden, self.head, self.mask_id)
 
-    def _kernel(self, reading: Reading) -> Attend:
-        """Return this pass's attention, for all blocks."""
-        mask = reading.mask
+    def _kernel(self, trunk: TrunkInput) -> Attend:
+        """Return this pass's attention, for all layers."""
+        mask = trunk.mask
         if self.attention == FLEX:
-            return partial(flex, mask=mask or plain_mask(reading.ids.shape[1], self.causal, reading.ids.device))
+            return partial(flex, mask=mask or plain_mask(trunk.ids.shape[1], self.causal, trunk.ids.device))
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             return partial(F.scaled_dot_product_attention, attn_mask=mask.visible, dropout_p=dropout)
-        # Nothing but the causal triangle to hide, if that: the kernel does it without a mask.
+        # Full or causal attention: the kernel needs no mask.
         return partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=self.causal)
 
     @property
@@ -159,15 +157,15 @@ class DiT(Backbone):
         return Head((self.unembedding or self.embedding).weight)
 
     def sharding_units(self) -> list[nn.Module]:
-        """Return the blocks."""
+        """Return the layers."""
         return list(self.blocks)
 
     def flops_per_token(self, length: int, head_fraction: float) -> float:
-        """Return forward + backward floating-point operations per token of a block of `length`.
+        """Return forward + backward floating-point operations per token of a sequence of `length`.
 
         6 per weight that multiplies the token, and 12 L D per layer for attention (half of it when causal), as in arXiv
-        2204.02311, appendix B, with the head counted where it runs. The modulation, computed once per block of tokens,
-        is left out.
+        2204.02311, appendix B, with the head counted where it runs. The modulation, computed once per sequence, is
+        left out.
 
         Args:
             length: L.
@@ -180,13 +178,13 @@ class DiT(Backbone):
         return 6.0 * (weights + head) + attention
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """Attention and MLP on the residual stream, each behind an adaptive layer norm and a gate.
 
     Args:
         hidden_size: D.
         num_heads: H.
-        cond_size: C, or ``None`` for learned constants.
+        cond_size: E, or ``None`` for learned constants.
         mlp_ratio: width of the MLP over D.
         dropout: probability, while training.
     """
@@ -202,11 +200,11 @@ class Block(nn.Module):
         self.down = _Linear(mlp_ratio * hidden_size, hidden_size)
 
     def forward(self, x: Tensor, cond: Tensor | None, rotary: Rotary, attend: Attend) -> Tensor:
-        """Return the residual stream [B, M, D] after this block.
+        """Return the residual stream [B, M, D] after this layer.
 
         Args:
             x: [B, M, D].
-            cond: time embedding [B, C] or [B, M, C], or ``None`` without time conditioning.
+            cond: time embedding [B, E] or [B, M, E], or ``None`` without time conditioning.
             rotary: see :func:`rotary_angles`.
             attend: the kernel, with its mask.
         """
@@ -245,14 +243,14 @@ class Modulation(nn.Module):
             nn.init.zeros_(self.constant)
 
     def forward(self, cond: Tensor | None) -> tuple[Tensor, ...]:
-        """Return `num_vectors` tensors: [B, 1, D] from cond [B, C], [B, M, D] from [B, M, C], or constant [1, 1, D]."""
+        """Return `num_vectors` tensors: [B, 1, D] from cond [B, E], [B, M, D] from [B, M, E], or constant [1, 1, D]."""
         vectors = self.constant if self.linear is None else self.linear(cond)
         assert vectors is not None
         return (vectors if vectors.ndim == 3 else vectors[:, None]).chunk(self.num_vectors, dim=-1)
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of 1000 t with periods from 2 pi to 20,000 pi, then a two-layer MLP to C values."""
+    """Sinusoids of 1000 t with periods from 2 pi to 20,000 pi, then a two-layer MLP to E values."""
 
     def __init__(self, cond_size: int) -> None:
         super().__init__()
@@ -260,7 +258,7 @@ class TimeEmbedding(nn.Module):
         self.down = _Linear(cond_size, cond_size)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Return the embedding, t's shape + [C], of t (float64, in [0, 1])."""
+        """Return the embedding, t's shape + [E], of t (float64, in [0, 1])."""
         half = TIME_FEATURES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angles = (TIME_SCALE * t).float()[..., None] * torch.exp(-math.log(FREQUENCY_BASE) * exponents)
@@ -276,7 +274,7 @@ def adaptive_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def rotary_angles(length: int, head_size: int, device: torch.device) -> Rotary:
     """Return cos and sin of position * frequency, each float32 [length, head_size / 2] (arXiv 2104.09864).
 
-    Computed in each forward pass, once for all blocks: a buffer would be rounded by ``model.to(torch.bfloat16)`` and
+    Computed in each forward pass, once for all layers: a buffer would be rounded by ``model.to(torch.bfloat16)`` and
     left uninitialised when a model built on the meta device is materialised.
     """
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
@@ -294,7 +292,9 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 def _check_kernel(attention: str, dropout: float) -> None:
     if attention not in KERNELS:
-        raise ValueError(f"backbone.attention {attention!r} is unknown to this network: choose {' or '.join(KERNELS)}")
+        raise ValueError(
+            f"backbone.attention {attention!r} is not supported by this network: choose {' or '.join(KERNELS)}"
+        )
     if attention == FLEX and dropout > 0.0:
         raise ValueError(
             f"backbone.dropout {dropout} with backbone.attention=flex_attention, which drops no attention weights:"
@@ -305,7 +305,7 @@ def _check_kernel(attention: str, dropout: float) -> None:
 class _Linear(nn.Linear):
     """Weights from N(0, 0.02^2), bias zero.
 
-    In ``reset_parameters``, where Lightning looks for it, so that a model built on the meta device starts alike.
+    In ``reset_parameters``, which Lightning calls, so that a model built on the meta device is initialised alike.
     """
 
     std = INIT_STD

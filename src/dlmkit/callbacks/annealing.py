@@ -1,4 +1,4 @@
-"""Attention annealing: from causal to full attention over the first steps."""
+"""Attention-mask annealing: from causal to full attention over the first steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import lightning.pytorch as pl
 from dlmkit.backbones.attention import SHAPES
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import seed_for
+from dlmkit.types import Attention
 
 
 class AttentionAnnealing(pl.Callback):
-    """Lets the network see a share r of the future, r = min(1, (step + 1) / anneal_steps).
+    """Attends to a share r of the future in training, r = min(1, (step + 1) / anneal_steps).
 
     Source: arXiv 2410.17891, section 3.2. One [L, L] draw per optimizer step, shared by batch, heads and layers.
-    Validation always sees everything: it measures the model that is being made.
+    Validation and generation always use full attention: they measure the model that results.
 
     Args:
         anneal_steps: steps until full attention; 1 is full attention from the start.
-        shape: "bernoulli" (the paper's: each future position at random), "blocks" (tokens see each other inside blocks
-            that grow from 1 to L), or "none" (everything from the start, whatever `anneal_steps` says).
+        shape: "bernoulli" (the paper's: each future position at random), "blocks" (full attention inside blocks that
+            grow from 1 to L), or "none" (full attention from the start; `anneal_steps` is not read).
         seed: of the draws.
     """
 
@@ -44,14 +45,5 @@ class AttentionAnnealing(pl.Callback):
         assert isinstance(pl_module, DiffusionLM)
         ratio = self.ratio(trainer.global_step)
         shape = SHAPES[0] if self.shape == "none" else self.shape
-        pl_module.backbone.set_attention(ratio, seed_for(self.seed, "attention", trainer.global_step), shape)
+        pl_module.attention = Attention(ratio, shape, seed_for(self.seed, "attention", trainer.global_step))
         pl_module.log("attention_ratio", ratio)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show everything."""
-        assert isinstance(pl_module, DiffusionLM)
-        pl_module.backbone.set_attention(1.0, 0)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show everything from here on."""
-        self.on_validation_start(trainer, pl_module)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor
 
-from dlmkit.data.pairs import Pair, PairsDataModule
+from dlmkit.data.corpora.pairs import Pair, PairsCorpus
+from dlmkit.generation import complete, for_block_size
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
-from dlmkit.samplers.base import Sampler, generate
-from dlmkit.types import Canvas
+from dlmkit.requests import RequestBuilder
+from dlmkit.samplers.base import Sampler
 
 
 def answer_of(text: str, marker: str) -> str:
-    """Return what stands behind the last `marker`, without commas and surrounding space; "" where there is none.
+    """Return the text after the last `marker`, without commas and surrounding space; "" where there is none.
 
     Source: the scoring of GSM8K (arXiv 2110.14168), as in the public code of arXiv 2410.17891.
     """
@@ -31,13 +30,13 @@ class ExactMatch(pl.Callback):
         sampler: how to generate; argmax (temperature 0) is usual.
         num_steps: reverse steps.
         num_pairs: validation pairs that are answered, the first ones; at most all are.
-        batch_size: prompts at a time, all of one length.
-        marker: stands before the answer in a response.
+        batch_size: prompts at a time.
+        marker: text before the answer in a response.
         seed: of the noise.
     """
 
     def __init__(
-        self, sampler: Sampler, num_steps: int, num_pairs: int, batch_size: int, marker: str, seed: int
+        self, sampler: Sampler[Any], num_steps: int, num_pairs: int, batch_size: int, marker: str, seed: int
     ) -> None:
         if min(num_steps, num_pairs, batch_size) < 1:
             raise ValueError(
@@ -53,43 +52,33 @@ class ExactMatch(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer and log."""
         assert isinstance(pl_module, DiffusionLM)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PairsDataModule):
+        corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        if not isinstance(corpus, PairsCorpus):
             raise ValueError("callbacks.exact_match needs prompts with answers: set data=pairs")
-        right = self.answered(pl_module, data)
+        right = self.answered(pl_module, corpus)
         pl_module.log("val/exact_match", right, rank_zero_only=True)
 
-    def answered(self, module: DiffusionLM, data: PairsDataModule) -> float:
+    def answered(self, module: DiffusionLM, corpus: PairsCorpus) -> float:
         """Return the share of right answers."""
-        pairs = data.val_pairs[: self.num_pairs]
-        by_length: dict[int, list[tuple[list[int], Pair]]] = defaultdict(list)
-        for pair in pairs:
-            prompt = data.encode_prompt(pair.prompt, room=data.length // 2)
-            by_length[len(prompt)].append((prompt, pair))
-        right = 0
-        for group in by_length.values():
-            for start in range(0, len(group), self.batch_size):
-                some = group[start : start + self.batch_size]
-                texts = self._respond(module, data, [prompt for prompt, _ in some])
-                right += sum(map(self._is_right, texts, [pair for _, pair in some]))
-        return right / len(pairs)
-
-    def _respond(self, module: DiffusionLM, data: PairsDataModule, prompts: list[list[int]]) -> list[str]:
-        given = torch.tensor(prompts, device=module.device)
-        tokens = torch.zeros(len(prompts), data.length, dtype=torch.int64, device=module.device)
-        tokens[:, : given.shape[1]] = given
-        fixed = torch.zeros_like(tokens, dtype=torch.bool)
-        fixed[:, : given.shape[1]] = True
-        generator = generator_for(module.device, self.seed, "exact_match")
-        with module.backbone.attending(1.0):
-            canvas = Canvas(tokens, fixed)
-            filled = generate(module.backbone, module.process, self.sampler, canvas, self.num_steps, generator)
-        return [data.decode(_until(row, data.tokenizer.eos_id)) for row in filled.tokens[:, given.shape[1] :]]
+        pairs = corpus.val_pairs[: self.num_pairs]
+        builder = RequestBuilder(module.backbone.predicts_first, corpus.tokenizer.eos_id)
+        prompts = [corpus.encode_prompt(pair.prompt, room=corpus.length // 2) for pair in pairs]
+        completed = complete(
+            module.backbone,
+            module.process,
+            for_block_size(self.sampler, module.block_size),
+            [builder.prompt(prompt, corpus.length) for prompt in prompts],
+            self.num_steps,
+            generator_for(module.device, self.seed, "exact_match"),
+            self.batch_size,
+        )
+        responses = [row[len(prompt) :] for row, prompt in zip(completed.tokens, prompts, strict=True)]
+        texts = [corpus.decode(_until(row, corpus.tokenizer.eos_id)) for row in responses]
+        return sum(map(self._is_right, texts, pairs)) / len(pairs)
 
     def _is_right(self, text: str, pair: Pair) -> bool:
         return answer_of(text, self.marker) == answer_of(pair.response, self.marker) != ""
 
 
-def _until(row: Tensor, eos_id: int) -> list[int]:
-    ids: list[int] = row.tolist()
+def _until(ids: list[int], eos_id: int) -> list[int]:
     return ids[: ids.index(eos_id)] if eos_id in ids else ids

@@ -1,58 +1,62 @@
-"""The run's record: summary.json from the first step to the last, and budgets along the curves."""
+"""The run's record: summary.json from the first step to the last, and the budget behind every point of the curves."""
 
 from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from dlmkit.loggers import log_hyperparams
 from dlmkit.module import DiffusionLM
-from dlmkit.runs import write_summary
-
-RESULTS = (
-    "val_nll",
-    "val_nll_stderr",
-    "val_reconstruction",
-    "val_prior",
-    "val_ppl",
-    "val_bpb",
-    "val_tokens",
-    "val_t_grid",
-)
+from dlmkit.runs import ParentRun, RunSummary, Status
 
 
 class RunRecord(pl.Callback):
-    """Keeps summary.json up to date and logs the tokens and FLOPs behind every point of the curves.
+    """Keeps summary.json up to date, and logs tokens and FLOPs so far beside every point of the curves.
+
+    FLOPs are added up step by step, at what a token costs in that step. Where the block size changes during training,
+    summary.json and config.yaml follow.
 
     Args:
         run_dir: the run's folder.
-        facts: what is known before training (names, parameters, budgets of the starting run).
-        hyperparameters: flat configuration for TensorBoard's HParams tab.
-        flops_per_token: training FLOPs per token of the budget, all copies of it together.
+        summary: what is known before training; budgets and results are filled in.
+        parent: the run that this one starts from, whose budget is added, or ``None``.
+        hyperparameters: flat configuration for the loggers, such as TensorBoard's HParams tab.
+        flops_per_token: gives the training FLOPs per token of the budget as they are now, all copies of it together;
+            called after each optimizer step.
         tokens_per_step: tokens of a global batch.
         num_copies: noisy copies of each token that a step reads; speed counts each, budgets of tokens do not.
+        write_config: writes config.yaml with the given block size.
     """
 
     def __init__(
         self,
         run_dir: Path,
-        facts: dict[str, Any],
+        summary: RunSummary,
+        parent: ParentRun | None,
         hyperparameters: dict[str, Any],
-        flops_per_token: float,
+        flops_per_token: Callable[[], float],
         tokens_per_step: int,
         num_copies: int,
+        write_config: Callable[[int | None], None],
     ) -> None:
         self.run_dir = run_dir
-        self.facts = facts
+        self.summary = summary
+        self.parent_tokens = 0 if parent is None else parent.tokens
+        self.parent_flops = 0.0 if parent is None else parent.flops
         self.hyperparameters = hyperparameters
         self.flops_per_token = flops_per_token
         self.tokens_per_step = tokens_per_step
         self.num_copies = num_copies
+        self.write_config = write_config
+        self.steps = 0
+        self.flops = 0.0
         self.peak_memory = 0
         self.train_seconds = 0.0
         self.batch_began = 0.0
@@ -61,20 +65,25 @@ class RunRecord(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run adds to."""
         return {
+            "steps": self.steps,
+            "flops": self.flops,
             "peak_memory": self.peak_memory,
             "train_seconds": self.train_seconds,
             "wall_seconds": time.perf_counter() - self.began,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what the interrupted run had used."""
+        """Continue from what the interrupted run had used."""
+        self.steps = state_dict["steps"]
+        self.flops = state_dict["flops"]
         self.peak_memory = state_dict["peak_memory"]
         self.train_seconds = state_dict["train_seconds"]
         self.began = time.perf_counter() - state_dict["wall_seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the record of a run that has begun."""
-        self._write(trainer, "running", {})
+        """Write the record of a started run."""
+        self._follow_block_size(trainer, pl_module)
+        self._write(trainer, self._spent())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -85,70 +94,80 @@ class RunRecord(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock, look at the memory, and log the budget so far."""
+        """Stop the clock, add up FLOPs and memory, and log the budget so far."""
+        self._follow_block_size(trainer, pl_module)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            _synchronise(pl_module.device)
+            _synchronize(pl_module.device)
         self.train_seconds += time.perf_counter() - self.batch_began
+        if trainer.global_step > self.steps:  # the last micro-batch of a step
+            self.steps = trainer.global_step
+            self.flops += self.tokens_per_step * self.flops_per_token()
         self.peak_memory = max(self.peak_memory, memory_in_use(pl_module.device))
-        pl_module.log_dict(self._budget(trainer.global_step))
+        pl_module.log_dict(self._budget())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the budget beside every validation result."""
-        pl_module.log_dict(self._budget(trainer.global_step))
+        """Log the budget beside every validation result."""
+        pl_module.log_dict(self._budget())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say in the record that the run stopped, and whether somebody stopped it."""
+        """Record that the run stopped: interrupted by the user, or failed."""
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
-        self._write(trainer, "interrupted" if stopped else "failed", {})
+        status: Status = "interrupted" if stopped else "failed"
+        self._write(trainer, replace(self._spent(), status=status))
 
-    def finish(self, trainer: pl.Trainer, module: DiffusionLM, metrics: dict[str, float]) -> dict[str, Any]:
-        """Write and return the record of a finished run, given the final validation's metrics."""
-        results = {
-            "val_nll": metrics["val/nll"],
-            "val_nll_stderr": metrics["val/nll_stderr"],
-            "val_reconstruction": metrics["val/reconstruction"],
-            "val_prior": metrics["val/prior"],
-            "val_ppl": metrics["val/ppl"],
-            "val_bpb": metrics.get("val/bpb"),
-            "val_tokens": int(metrics["val/tokens"]),
-            "val_t_grid": None if module.objective.exact else module.num_val_times,
-        }
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(
-                    self.hyperparameters, {f"final/{key}": value for key, value in results.items() if value is not None}
-                )
-                logger.save()
-        return self._write(trainer, "finished", results)
+    def finish(self, trainer: pl.Trainer, module: DiffusionLM, metrics: dict[str, float]) -> RunSummary:
+        """Write and return the record of a finished run, given the final validation's metrics; log it with settings."""
+        summary = replace(
+            self._spent(),
+            val_nll=metrics["val/nll"],
+            val_nll_stderr=metrics["val/nll_stderr"],
+            val_reconstruction=metrics["val/reconstruction"],
+            val_prior=metrics["val/prior"],
+            val_ppl=metrics["val/ppl"],
+            val_bpb=metrics.get("val/bpb"),
+            val_tokens=int(metrics["val/tokens"]),
+            val_t_grid=None if module.objective.exact else module.num_val_times,
+            status="finished",
+        )
+        results = {key: value for key, value in summary.to_dict().items() if key.startswith("val_")}
+        known = {f"final/{key}": float(value) for key, value in results.items() if value is not None}
+        log_hyperparams(trainer.loggers, self.hyperparameters, known)
+        self._write(trainer, summary)
+        return summary
 
-    def _budget(self, step: int) -> dict[str, float]:
-        tokens = float(step * self.tokens_per_step)
+    def _follow_block_size(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, DiffusionLM)
+        if module.block_size != self.summary.block_size:
+            self.summary = replace(self.summary, block_size=module.block_size)
+            if trainer.is_global_zero:
+                self.write_config(module.block_size)
+
+    def _budget(self) -> dict[str, float]:
+        tokens = float(self.steps * self.tokens_per_step)
         return {
             "tokens": tokens,
-            "total_tokens": tokens + self.facts["start_tokens"],
-            "total_flops": tokens * self.flops_per_token + self.facts["start_flops"],
+            "total_tokens": tokens + self.parent_tokens,
+            "total_flops": self.flops + self.parent_flops,
         }
 
-    def _write(self, trainer: pl.Trainer, status: str, results: dict[str, Any]) -> dict[str, Any]:
-        budget = self._budget(trainer.global_step)
-        tokens_read = budget["tokens"] * self.num_copies
-        summary = {
-            **{key: value for key, value in self.facts.items() if not key.startswith("start_")},
-            "steps": trainer.global_step,
-            "tokens_seen": int(budget["tokens"]),
-            "total_tokens": int(budget["total_tokens"]),
-            "flops": budget["tokens"] * self.flops_per_token,
-            "total_flops": budget["total_flops"],
-            "tokens_per_second": tokens_read / self.train_seconds if self.train_seconds else None,
-            "peak_memory_bytes": self.peak_memory,
-            "wall_seconds": time.perf_counter() - self.began,
-            **dict.fromkeys(RESULTS),
-            **results,
-            "status": status,
-        }
+    def _spent(self) -> RunSummary:
+        """Return the record with the budget so far."""
+        tokens = self.steps * self.tokens_per_step
+        return replace(
+            self.summary,
+            steps=self.steps,
+            tokens_seen=tokens,
+            total_tokens=tokens + self.parent_tokens,
+            flops=self.flops,
+            total_flops=self.flops + self.parent_flops,
+            tokens_per_second=tokens * self.num_copies / self.train_seconds if self.train_seconds else None,
+            peak_memory_bytes=self.peak_memory,
+            wall_seconds=time.perf_counter() - self.began,
+        )
+
+    def _write(self, trainer: pl.Trainer, summary: RunSummary) -> None:
         if trainer.is_global_zero:
-            write_summary(self.run_dir, summary)
-        return summary
+            summary.write(self.run_dir)
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -161,6 +180,6 @@ def memory_in_use(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

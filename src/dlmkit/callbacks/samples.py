@@ -1,24 +1,24 @@
-"""Generated text at intervals, to look at."""
+"""Generated text at intervals during training."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from dlmkit.data.module import BlockDataModule
+from dlmkit.data.corpora.base import Corpus
+from dlmkit.files import write_json
+from dlmkit.generation import complete, for_block_size
+from dlmkit.loggers import log_text
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
-from dlmkit.samplers.base import Sampler, generate
-from dlmkit.types import Canvas
+from dlmkit.requests import RequestBuilder
+from dlmkit.samplers.base import Sampler
 
 
 class SampleLogger(pl.Callback):
-    """Writes samples to TensorBoard and to samples/step_N.json in the run's folder.
+    """Writes samples to the loggers and to samples/step_N.json in the run's folder.
 
     Args:
         sampler: how to generate.
@@ -30,7 +30,7 @@ class SampleLogger(pl.Callback):
     """
 
     def __init__(
-        self, sampler: Sampler, every_steps: int, num_samples: int, length: int, num_steps: int, seed: int
+        self, sampler: Sampler[Any], every_steps: int, num_samples: int, length: int, num_steps: int, seed: int
     ) -> None:
         if every_steps < 1 or num_samples < 1:
             raise ValueError(f"every_steps {every_steps} and num_samples {num_samples} must be at least 1")
@@ -41,6 +41,15 @@ class SampleLogger(pl.Callback):
         self.num_steps = num_steps
         self.seed = seed
         self.last_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse, before the first step, a network and data for which there is no unconditional text.
+
+        Raises:
+            ValueError: nothing predicts the first token, and there is no token to start from.
+        """
+        assert isinstance(pl_module, DiffusionLM)
+        self._builder(trainer, pl_module).unconditional(self.length)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,44 +68,28 @@ class SampleLogger(pl.Callback):
             return
         self.last_step = trainer.global_step
         assert isinstance(pl_module, DiffusionLM)
-        canvas = self._canvas(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        num_steps = self.sampler.num_steps(canvas, self.num_steps)
-        rows = self._fill(pl_module, canvas)  # on every rank, since a network may be split over all of them
+        requests = [self._builder(trainer, pl_module).unconditional(self.length)] * self.num_samples
+        completed = complete(  # on every rank, since a network may be sharded over all of them
+            pl_module.backbone,
+            pl_module.process,
+            for_block_size(self.sampler, pl_module.block_size),
+            requests,
+            self.num_steps,
+            generator_for(pl_module.device, self.seed, "samples"),
+            batch_size=self.num_samples,
+        )
         if trainer.global_rank != 0:
             return
-        texts = [trainer.datamodule.decode(row) for row in rows]  # type: ignore[attr-defined]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                body = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in texts)
-                logger.experiment.add_text("samples", body, trainer.global_step)
+        texts = [trainer.datamodule.corpus.decode(row) for row in completed.tokens]  # type: ignore[attr-defined]
+        log_text(trainer.loggers, "samples", texts, trainer.global_step)
         record = {
             "step": trainer.global_step,
             "sampler": self.sampler.name,
-            "num_steps": num_steps,
+            "num_steps": completed.num_steps,
             "samples": [{"prompt": None, "text": text} for text in texts],
         }
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step_{trainer.global_step:07d}.json"
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.json", record)
 
-    def _canvas(self, module: DiffusionLM, data: BlockDataModule) -> Canvas:
-        shape = (self.num_samples, self.length)
-        fixed = torch.zeros(shape, dtype=torch.bool, device=module.device)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=module.device)
-        if not module.backbone.predicts_first:  # then the first token is given: the start of a document
-            eos_id = data.vocabulary.eos_id
-            assert eos_id is not None
-            tokens[:, 0], fixed[:, 0] = eos_id, True
-        return Canvas(tokens, fixed)
-
-    def _fill(self, module: DiffusionLM, canvas: Canvas) -> list[list[int]]:
-        """Return generated token ids, with the network in eval mode and full attention, both put back afterwards."""
-        backbone, generator = module.backbone, generator_for(module.device, self.seed, "samples")
-        training = backbone.training
-        backbone.eval()
-        with backbone.attending(1.0):
-            filled = generate(backbone, module.process, self.sampler, canvas, self.num_steps, generator)
-        backbone.train(training)
-        rows: list[list[int]] = filled.tokens.tolist()
-        return rows
+    def _builder(self, trainer: pl.Trainer, module: DiffusionLM) -> RequestBuilder:
+        corpus: Corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        return RequestBuilder(module.backbone.predicts_first, corpus.vocabulary.eos_id)

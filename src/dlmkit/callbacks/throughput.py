@@ -1,9 +1,10 @@
-"""Lightning's throughput monitor, told what a batch is and what this machine can do."""
+"""Lightning's throughput monitor with the size and FLOPs of this kit's batches, and a measured peak for CPUs."""
 
 from __future__ import annotations
 
 import time
 from functools import cache
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,14 +12,15 @@ from lightning.pytorch.callbacks import ThroughputMonitor
 from typing_extensions import override
 
 from dlmkit.module import DiffusionLM
+from dlmkit.training.budget import flops_per_token
 from dlmkit.types import Batch
 
 
 class Throughput(ThroughputMonitor):
     """Logs the training's sequences, tokens and FLOPs per second, and utilisation (MFU) against the machine's peak.
 
-    Every noisy copy of a sequence counts. Lightning knows the peak of GPUs; a CPU's is measured with a matrix product,
-    and the utilisation is against that.
+    Every noisy copy of a sequence counts. Lightning has the peaks of GPUs in a table; a CPU's is measured with a matrix
+    product.
 
     Args:
         window_size: batches averaged over.
@@ -31,13 +33,21 @@ class Throughput(ThroughputMonitor):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, DiffusionLM)
-        num_copies = pl_module.process.num_copies
+        num_copies = pl_module.corruption.num_copies
         self.batch_size_fn = lambda batch: num_copies * len(batch)
         self.length_fn = lambda batch: num_copies * _num_tokens(batch)
         if self.available_flops is None and trainer.strategy.root_device.type == "cpu":
             self.available_flops = int(measured_cpu_flops())
             for throughput in self._throughputs.values():
                 throughput.available_flops = self.available_flops
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *arguments: Any
+    ) -> None:
+        assert isinstance(pl_module, DiffusionLM)
+        pl_module.flops_per_batch = flops_per_token(pl_module, batch.tokens.shape[1]) * _num_tokens(batch)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, *arguments)
 
     @override
     def _compute(self, trainer: pl.Trainer, iter_num: int | None = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.checkpoints.folder import check_free, write_folder
-from dlmkit.checkpoints.load import load_run
+from dlmkit.checkpoints.load import load
 
 
 def export(checkpoint: Path, folder: Path) -> None:
@@ -16,10 +16,10 @@ def export(checkpoint: Path, folder: Path) -> None:
         ValueError: the run's network is not a transformers model, or the folder is in use.
     """
     check_free(folder)
-    run = load_run(checkpoint)
-    if not isinstance(run.backbone, HFBackbone):
+    model = load(checkpoint)
+    if not isinstance(model.backbone, HFBackbone):
         raise ValueError(
-            f"{checkpoint} has the backbone {type(run.backbone).__name__.lower()}, which transformers does not know:"
-            " only backbone=hf can be exported"
+            f"{checkpoint} has {model.backbone.label}, which transformers has no class for: only backbone=hf can be"
+            " exported"
         )
-    write_folder(folder, run.backbone.to_hugging_face(), run.config, run.tokenizer)
+    write_folder(folder, model.backbone.to_hugging_face(), model.config, model.tokenizer)

@@ -1,7 +1,7 @@
-"""Hugging Face folders: written by `dlmkit export` and `dlmkit import`, read wherever a checkpoint is asked for.
+"""Hugging Face folders: written by `dlmkit export` and `dlmkit import`, read wherever a checkpoint is expected.
 
 Such a folder opens in plain transformers, bidirectional, without dlmkit: config.json carries `is_causal: false`. Beside
-the model it holds dlmkit.yaml, what a run's config.yaml says of how the model is to be read (shift, bos, noise, ids).
+the model it has dlmkit.yaml, the part of a run's config.yaml that inference needs (shift, bos, noise, ids).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check_free(folder: Path) -> None:
 def read_config(folder: Path) -> tuple[DictConfig, Tokenizer | None]:
     """Return the configuration and the tokenizer of a Hugging Face folder.
 
-    A folder without dlmkit.yaml is taken for what its config.json says: an autoregressive model, unless `is_causal` is
+    A folder without dlmkit.yaml is read by its config.json: as an autoregressive model, unless `is_causal` is
     false, and then an absorbing diffusion model with the tokenizer's own mask token.
     """
     if not (folder / CONFIG).is_file():

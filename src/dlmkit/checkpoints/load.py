@@ -1,78 +1,221 @@
-"""Reading a run back: its configuration, its network, its tokenizer."""
+"""Reading a trained model back: its configuration, its parts, its tokenizer."""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone
-from dlmkit.build import build_backbone, build_process
+from dlmkit.build import build_backbone, build_objective, build_process, build_sampler, named_sampler
 from dlmkit.checkpoints.folder import is_folder, read_config
+from dlmkit.compatibility import Parts, check
+from dlmkit.config import register_resolvers
 from dlmkit.data.tokenizers import load_tokenizer
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.generation import Completions, OnStep, complete, for_block_size
+from dlmkit.module import BACKBONE
+from dlmkit.objectives.base import Objective
+from dlmkit.parts import Part, walk
 from dlmkit.processes.base import ForwardProcess
-
-PREFIX = "backbone."
+from dlmkit.randomness import generator_for
+from dlmkit.requests import Request, RequestBuilder
+from dlmkit.samplers.base import Sampler
 
 
 @dataclass(frozen=True)
-class LoadedRun:
-    """A run, ready to generate from.
+class LoadedModel:
+    """A trained model with its parts, ready to generate and to be evaluated.
 
     Attributes:
         config: its resolved configuration.
         backbone: the network in eval mode, on the CPU.
         process: its noise.
+        objective: what it was trained by.
+        sampler: its sampler.
         tokenizer: its tokenizer, or ``None`` where the data had none.
     """
 
     config: DictConfig
     backbone: Backbone
     process: ForwardProcess
+    objective: Objective[Any]
+    sampler: Sampler[Any]
     tokenizer: Tokenizer | None
 
+    def generate(
+        self,
+        prompts: str | list[str] | None = None,
+        *,
+        infill: str | None = None,
+        num_samples: int = 1,
+        num_steps: int = 64,
+        length: int | None = None,
+        sampler: Sampler[Any] | str | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> list[str]:
+        """Return generated texts, given parts included: `num_samples` for each prompt, in order.
 
-def load_run(path: Path) -> LoadedRun:
+        Args:
+            prompts: text to continue, one or several of any lengths; ``None`` or "" for unconditional text.
+            infill: a text with gaps, "[MASK:n]" for n tokens, instead of prompts.
+            num_samples: texts for each prompt, at least 1.
+            num_steps: reverse steps, at least 1; an autoregressive sampler takes one per token.
+            length: tokens in all; the training length by default. An infill has its own.
+            sampler: another one than the model's own, or its name in conf/sampler.
+            seed: of the noise.
+            on_step: called after every step with (step index, tokens).
+            settings: of the sampler, such as temperature=0.8.
+
+        Raises:
+            ValueError: a model without tokenizer, a sampler that does not fit it, requests that cannot be met.
+        """
+        requests = self.make_requests(prompts, infill, num_samples, length)
+        return self.texts(self.complete(requests, num_steps, self.choose_sampler(sampler, **settings), seed, on_step))
+
+    def make_requests(
+        self,
+        prompts: str | list[str] | None = None,
+        infill: str | None = None,
+        num_samples: int = 1,
+        length: int | None = None,
+    ) -> list[Request]:
+        """Return `num_samples` requests for each prompt, or for the infill; arguments as in `generate`.
+
+        Raises:
+            ValueError: a model without tokenizer, no room behind a prompt, a text without gaps.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples {num_samples} is below 1: ask for at least one text")
+        tokenizer = self._text_tokenizer()
+        builder = RequestBuilder(self.backbone.predicts_first, tokenizer.eos_id)
+        if infill is not None:
+            return [builder.infill(infill, tokenizer)] * num_samples
+        texts = [prompts] if isinstance(prompts, str) else prompts or [""]
+        size = self.config.length if length is None else length
+        asked = [builder.prompt(tokenizer.encode(text) if text else [], size) for text in texts]
+        return [request for request in asked for _ in range(num_samples)]
+
+    def texts(self, completions: Completions) -> list[str]:
+        """Return the text of each completed request."""
+        tokenizer = self._text_tokenizer()
+        return [tokenizer.decode(row) for row in completions.tokens]
+
+    def _text_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("the model was trained on data without text: there is nothing to print")
+        return self.tokenizer
+
+    def choose_sampler(self, sampler: Sampler[Any] | str | None = None, **settings: Any) -> Sampler[Any]:
+        """Return a sampler that fits the model, with other settings where some are given.
+
+        Args:
+            sampler: a sampler, its name in conf/sampler, or ``None`` for the model's own.
+            settings: of the sampler, such as temperature=0.8.
+
+        Raises:
+            ValueError: an unknown name or setting, or a sampler that does not fit the model.
+        """
+        chosen = named_sampler(sampler) if isinstance(sampler, str) else sampler or self.sampler
+        chosen = for_block_size(chosen, self.objective.block_size).with_settings(**settings)
+        check(Parts(process=self.process, objective=self.objective, sampler=chosen))
+        return chosen
+
+    def complete(
+        self,
+        requests: list[Request],
+        num_steps: int,
+        sampler: Sampler[Any],
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Completions:
+        """Return the token ids of each request; arguments as in `generate`, the sampler from `choose_sampler`."""
+        device = next(self.backbone.parameters()).device
+        generator = generator_for(device, seed, "samples")
+        return complete(self.backbone, self.process, sampler, requests, num_steps, generator, on_step=on_step)
+
+
+def load(path: str | Path) -> LoadedModel:
     """Load a run folder, a checkpoint in it, or a Hugging Face folder.
 
     Raises:
         ValueError: nothing of the kind at `path`, or weights that do not fit the configuration.
     """
+    register_resolvers()
+    path = Path(path)
     if is_folder(path):
-        described, own_tokenizer = read_config(path)
-        return LoadedRun(described, build_backbone(described).eval(), build_process(described), own_tokenizer)
-    folder, _ = runs.checkpoint_of(path)
-    config = OmegaConf.load(folder / runs.CONFIG)
-    assert isinstance(config, DictConfig)
-    backbone = build_backbone(config)
-    load_backbone_weights(backbone, path)
+        config, tokenizer = read_config(path)
+        return _with_parts(config, build_backbone(config), tokenizer)
+    folder, file = runs.checkpoint_of(path)
+    loaded = OmegaConf.load(folder / runs.CONFIG)
+    assert isinstance(loaded, DictConfig)
+    content = read_checkpoint(file)
+    block_size = content["settings"]["block_size"]
+    if block_size is not None:  # it may have grown during training
+        loaded.objective.block_size = block_size
+    backbone = build_backbone(loaded)
+    load_backbone_weights(backbone, file)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    return LoadedRun(config, backbone.eval(), build_process(config), tokenizer)
+    model = _with_parts(loaded, backbone, tokenizer)
+    _restore({"process": model.process, "objective": model.objective}, content)
+    return model
+
+
+def _with_parts(config: DictConfig, backbone: Backbone, tokenizer: Tokenizer | None) -> LoadedModel:
+    objective = build_objective(config)
+    sampler = for_block_size(build_sampler(config), objective.block_size)
+    return LoadedModel(config, backbone.eval(), build_process(config), objective, sampler, tokenizer)
+
+
+def _restore(parts: Mapping[str, Part], content: dict[str, Any]) -> None:
+    """Give parts, and those inside them, the state that they have in a checkpoint."""
+    for name, part in walk(parts):
+        if isinstance(part, nn.Module):
+            saved = content["state_dict"].items()
+            prefix = f"{name}."
+            part.load_state_dict({key.removeprefix(prefix): value for key, value in saved if key.startswith(prefix)})
+        else:
+            part.load_state_dict(content["parts"].get(name, {}))
 
 
 def num_steps_of(file: Path) -> int:
-    """Return the optimizer steps behind a checkpoint of Lightning's, reading nothing else of it."""
+    """Return the optimizer steps behind a checkpoint of Lightning's, without reading the rest of it."""
     return int(torch.load(file, map_location="cpu", weights_only=False, mmap=True)["global_step"])
 
 
-def load_backbone_weights(backbone: Backbone, path: Path) -> None:
-    """Copy the network's weights from a run folder or checkpoint, every key and shape checked.
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, tensors and plain values only.
+
+    Raises:
+        ValueError: a damaged file, or one of an earlier version.
+    """
+    if not zipfile.is_zipfile(file):  # the container that torch.save writes
+        raise ValueError(f"{file} is no checkpoint, or is damaged: name another one, or train again")
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if "settings" not in content:
+        raise ValueError(f"{file} was written by dlmkit 0.1: train again, or export it with that version")
+    return content
+
+
+def load_backbone_weights(backbone: Backbone, file: Path) -> None:
+    """Copy the network's weights from a checkpoint file, every key and shape checked.
 
     Raises:
         ValueError: a damaged file; missing, extra or differently shaped weights.
     """
-    _, file = runs.checkpoint_of(path)
-    if not zipfile.is_zipfile(file):  # the container that torch.save writes
-        raise ValueError(f"{file} is no checkpoint, or is damaged: name another one, or train again")
-    saved = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {key.removeprefix(PREFIX): value for key, value in saved.items() if key.startswith(PREFIX)}
+    saved = read_checkpoint(file)["state_dict"]
+    weights = {key.removeprefix(BACKBONE): value for key, value in saved.items() if key.startswith(BACKBONE)}
     own, expected = backbone.state_dict(), backbone.weights_to_save()
-    for kind, keys in (("lacks", expected - weights.keys()), ("has the unknown", weights.keys() - own.keys())):
+    for kind, keys in (("lacks", expected - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):
         if keys:
             raise ValueError(
                 f"{file} {kind} weight {min(keys)}: it was made by another kind of backbone; set the same one"
@@ -80,7 +223,7 @@ def load_backbone_weights(backbone: Backbone, path: Path) -> None:
     for key, value in weights.items():
         if own[key].shape != value.shape:
             raise ValueError(
-                f"{file} has {key} of shape {tuple(value.shape)}, this backbone wants {tuple(own[key].shape)}:"
+                f"{file} has {key} of shape {tuple(value.shape)}, this backbone needs {tuple(own[key].shape)}:"
                 " use the same backbone sizes and tokenizer as the run it comes from"
             )
     backbone.load_state_dict({**own, **weights})

@@ -39,7 +39,7 @@ class Layout:
         rename: a published name to transformers'; ``None`` for buffers that are not weights.
         head: transformers' name of the output head.
         embedding: transformers' name of the token embedding.
-        default_length: tokens per block in training, where config.json does not say.
+        default_length: training length in tokens, where config.json has none.
     """
 
     rename: Callable[[str], str | None]
@@ -183,13 +183,13 @@ def _build(config: PretrainedConfig, weights: dict[str, Tensor], layout: Layout,
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     own = {name: value for name, value in model.state_dict().items() if not _is_tied(name, config, layout)}
-    for kind, names in (("lacks", own.keys() - weights.keys()), ("has the unknown", weights.keys() - own.keys())):
+    for kind, names in (("lacks", own.keys() - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):
         if names:
             raise ValueError(f"{place} {kind} weight {min(names)}: it does not fit its config.json")
     for name, value in own.items():
         if weights[name].shape != value.shape:
             raise ValueError(
-                f"{place} has {name} of shape {tuple(weights[name].shape)}, its config.json wants {tuple(value.shape)}"
+                f"{place} has {name} of shape {tuple(weights[name].shape)}, its config.json needs {tuple(value.shape)}"
             )
     dtype = weights[layout.embedding].dtype
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)

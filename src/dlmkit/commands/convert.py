@@ -11,14 +11,14 @@ from dlmkit.config import register_resolvers
 
 
 def export_main(options: argparse.Namespace) -> None:
-    """Export and say where it went."""
+    """Export and print the folder."""
     register_resolvers()
     export(options.checkpoint, options.folder)
     sys.stdout.write(f'{options.folder}\ntransformers: AutoModelForCausalLM.from_pretrained("{options.folder}")\n')
 
 
 def import_main(options: argparse.Namespace) -> None:
-    """Import and say where it went."""
+    """Import and print the folder."""
     register_resolvers()
     import_released(options.source, options.folder)
     sys.stdout.write(f"{options.folder}\ndlmkit sample {options.folder} --prompt TEXT\n")

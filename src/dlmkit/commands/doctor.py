@@ -18,7 +18,8 @@ from dlmkit.build import build_module
 from dlmkit.callbacks.throughput import measured_cpu_flops
 from dlmkit.config import compose
 from dlmkit.randomness import generator_for
-from dlmkit.types import Batch
+from dlmkit.step import losses
+from dlmkit.types import Batch, TimeDraw
 
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "torchmetrics", "tensorboard")
 EXTRAS = {"flash-attn": "flash_attn", "peft": "peft", "lm-eval": "lm_eval", "gguf": "gguf"}
@@ -85,11 +86,10 @@ def smoke(family: str) -> tuple[float, float]:
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     optimizer = module.make_optimizer([{"params": list(module.parameters())}])
     begin = time.perf_counter()
-    t, weight = module.t_sampler.sample(8, generator_for("cpu", 0))
-    t, weight = t.to(device), weight.to(device)
-    x_t = module.process.corrupt(batch.tokens, t, batch.scored, generator_for(device, 0))
-    losses = module.token_loss(batch, x_t, t, weight)
-    loss = losses.loss.sum() / batch.scored.sum()
+    draw = module.t_sampler.sample(len(batch), generator_for("cpu", 0))
+    times = TimeDraw(draw.t.to(device), draw.weight.to(device))
+    noised = module.corruption.draw(module.process, batch, times, range(len(batch)), "doctor")
+    loss = losses(module.objective, module.process, module.backbone, noised).loss.sum() / batch.scored.sum()
     loss.backward()
     optimizer.step()
     return time.perf_counter() - begin, float(loss.detach())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import sys
 import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,9 +21,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import __version__, runs
-from dlmkit.commands import ranks
-from dlmkit.config import check_overrides, conf_dir, flatten, register_resolvers, run_name
+from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
+from dlmkit.commands.relaunch import relaunch_as
+from dlmkit.config import check_overrides, conf_dir, register_resolvers, run_name
+from dlmkit.files import write_text
+from dlmkit.nested import flatten
+from dlmkit.ranks import is_rank_zero
+from dlmkit.runs import ParentRun, RunSummary
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from dlmkit.callbacks.record import RunRecord
+    from dlmkit.data.corpora.base import Corpus
+    from dlmkit.data.module import CorpusDataModule
+    from dlmkit.module import DiffusionLM
+
+FLAGS_WITH_VALUE = ("--cfg", "--package", "--config-dir")
 FLAGS = ("--multirun", "--cfg", "--resolve", "--package", "--info", "--config-dir", "--hydra-help")  # Hydra's
 
 
@@ -35,18 +49,41 @@ def main(arguments: list[str]) -> None:
                 f"{argument} is no flag of `dlmkit train`: settings are key=value, flags {' '.join(FLAGS)}"
             )
     register_resolvers()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the command line as exceptions, to be put in one line there
-    script, sys.argv = sys.argv[0], ["dlmkit train", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors, which the command line puts in one line
+    script = sys.argv[0]
 
     def job(config: DictConfig) -> float:
         return _job(config, script)
 
-    with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)):
+    with (
+        _command_line(["dlmkit train", *_overrides_first(arguments)]),
+        contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)),
+    ):
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="train")(job)()
 
 
+def _overrides_first(arguments: list[str]) -> list[str]:
+    """Return overrides, then flags with their values: Hydra's parser takes the overrides only in one piece."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for argument in arguments:
+        is_value = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
+        (flags if is_value or argument.startswith("-") else overrides).append(argument)
+    return [*overrides, *flags]
+
+
+@contextlib.contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """Set the process's command line, which is where Hydra reads its arguments, and restore it afterwards."""
+    before, sys.argv = sys.argv, arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
 class _WithoutHydrasLine(io.TextIOBase):
-    """Standard error without the line that Hydra writes before it raises a run's error: the command line says it."""
+    """Standard error without the line that Hydra writes before it raises a run's error: the command line prints it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -82,7 +119,7 @@ def _job(config: DictConfig, script: str) -> float:
     overrides = list(hydra_config.overrides.task)
     try:
         check_overrides(config, overrides)
-        summary = train(config, run_dir, choices, overrides, script)
+        summary = train(config, run_dir, choices, overrides, [script, "train", *_config_dir(hydra_config)])
     except (ValueError, HydraException) as error:
         if hydra_config.mode == RunMode.MULTIRUN:
             error.add_note(f"run {run_dir.name}")
@@ -90,12 +127,19 @@ def _job(config: DictConfig, script: str) -> float:
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it before anything could be checked
-    return float(summary["val_nll"])
+    assert summary.val_nll is not None
+    return summary.val_nll
+
+
+def _config_dir(hydra_config: HydraConf) -> list[str]:
+    """Return the flag --config-dir with its folder where one was given, else nothing."""
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={folder}" for folder in folders]
 
 
 def train(
-    config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides: list[str], script: str
-) -> dict[str, Any]:
+    config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides: list[str], command: list[str]
+) -> RunSummary:
     """Train one run from start to summary and return the summary.
 
     Args:
@@ -103,189 +147,167 @@ def train(
         run_dir: the run's folder.
         choices: group -> chosen file, for the record.
         overrides: what the user (or the sweep) typed, from which the folder of a sibling run follows.
-        script: the path of the `dlmkit` that was called.
+        command: that starts another process of this run, up to its overrides.
     """
-    first = ranks.is_first()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not first)
-    resume = runs.claim(run_dir, config.if_exists) if first else runs.last_checkpoint(run_dir, config.if_exists)
+    rank_zero = is_rank_zero()
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not rank_zero)
+    resume = runs.claim(run_dir, config.if_exists) if rank_zero else runs.last_checkpoint(run_dir, config.if_exists)
     if config.if_exists == "resume" and (finished := runs.finished_summary(run_dir, config.num_steps)):
         console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
         return finished
     parent = starting_run(config, run_dir, overrides)
 
     from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
-    from dlmkit.callbacks.record import RunRecord
     from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
 
-    _quiet(first and console.is_terminal)
+    progress = rank_zero and console.is_terminal
+    silence_libraries(progress)
     data = build_data(config)
-    module = build_module(config, bytes_per_token(data))
+    module = build_module(config, bytes_per_token(data.corpus))
     if parent is not None:
-        load_backbone_weights(module.backbone, parent)
-    parent_summary = None if parent is None else runs.read_summary(runs.checkpoint_of(parent)[0])
-    flops_per_token = module.backbone.flops_per_token(config.length, module.objective.head_fraction(module.process))
-    if module.objective.num_times(config.length) > 1:  # the clean half of the pass
-        flops_per_token += module.backbone.flops_per_token(config.length, head_fraction=0.0)
-    flops_per_token *= module.process.num_copies
-    if config.ar_weight:
-        flops_per_token += module.backbone.flops_per_token(config.length, head_fraction=1.0)
-    facts = describe(config, run_dir, choices, parent_summary, module, data)
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    record = RunRecord(
-        run_dir,
-        facts,
-        {key: value for key, value in flatten({**resolved, **choices}) if _is_scalar(value)},
-        flops_per_token,
-        config.batch.size * config.length,
-        module.process.num_copies,
-    )
-    module.flops_per_batch = flops_per_token * config.batch.micro_size * config.length
-    progress = first and console.is_terminal
-    callbacks = [record, *build_callbacks(config), *_progress_bar(progress)]
+        load_backbone_weights(module.backbone, parent.checkpoint)
+    summary = describe(config, run_dir, choices, parent, module, data.corpus)
+    record = _record(config, run_dir, choices, parent, module, summary)
+    callbacks = [record, *build_callbacks(config), *progress_bar(progress)]
     trainer = build_trainer(config, run_dir, callbacks, progress, 0 if resume is None else num_steps_of(resume))
 
-    if first:
-        _open_folder(run_dir, resume is None, resolved, data)
-    _announce(console, run_dir, config, module.backbone.num_params, parent)
+    if rank_zero:
+        _open_folder(run_dir, config, data.corpus, clear=resume is None)
+    announce(console, run_dir, config, summary.params, parent)
     began = time.perf_counter()
-    command = [script, "train", *overrides, f"hydra.run.dir='{run_dir}'"]
+    with relaunch_as([*command, *overrides, f"hydra.run.dir='{run_dir}'"]):
+        finished = _run(trainer, module, data, record, config, resume)
+    conclude(console, finished, time.perf_counter() - began)
+    return finished
+
+
+def _record(
+    config: DictConfig,
+    run_dir: Path,
+    choices: dict[str, Any],
+    parent: ParentRun | None,
+    module: DiffusionLM,
+    summary: RunSummary,
+) -> RunRecord:
+    from dlmkit.callbacks.record import RunRecord
+    from dlmkit.training.budget import flops_per_token
+
+    resolved = _resolved(config)  # here, because Hydra's own values are hidden during training, see relaunch_as
+    settings = {**flatten(resolved), **choices}
+    return RunRecord(
+        run_dir,
+        summary,
+        parent,
+        {key: value for key, value in settings.items() if isinstance(value, (bool, int, float, str))},
+        lambda: flops_per_token(module, config.length),
+        config.batch.size * config.length,
+        module.corruption.num_copies,
+        lambda block_size: _write_config(run_dir, resolved, block_size),
+    )
+
+
+def _run(
+    trainer: Trainer,
+    module: DiffusionLM,
+    data: CorpusDataModule,
+    record: RunRecord,
+    config: DictConfig,
+    resume: Path | None,
+) -> RunSummary:
+    """Train, save, validate and complete the record; a run that stops before its first step leaves no files."""
+    from dlmkit.loggers import close
+
     try:
-        with ranks.started_again_as(command):
-            if config.validation.at_start and resume is None:
-                trainer.validate(module, datamodule=data, verbose=False)
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
-            trainer.save_checkpoint(run_dir / runs.LAST_CHECKPOINT)
-            module.set_val_times(config.validation.num_times)
-            (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+        if config.validation.at_start and resume is None:
+            trainer.validate(module, datamodule=data, verbose=False)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+        trainer.save_checkpoint(record.run_dir / runs.LAST_CHECKPOINT)
+        module.set_val_times(config.validation.num_times)
+        (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+        return record.finish(trainer, module, dict(metrics))
     except SystemExit as stop:  # how Lightning ends on Ctrl-C and on SIGTERM
-        raise KeyboardInterrupt(f"go on with the same command and if_exists=resume ({run_dir})") from stop
+        raise KeyboardInterrupt(f"continue with the same command and if_exists=resume ({record.run_dir})") from stop
     finally:
+        close(trainer.loggers)
         if resume is None and trainer.global_step == 0 and trainer.is_global_zero:
-            runs.clear(run_dir)  # nothing was trained: nothing is left behind
-    summary = record.finish(trainer, module, dict(metrics))
-    _conclude(console, summary, time.perf_counter() - began)
-    return summary
+            runs.clear(record.run_dir)
 
 
-def _open_folder(run_dir: Path, anew: bool, resolved: dict[str, Any], data: Any) -> None:
-    """Write what a run's folder holds before the first step."""
-    if anew:
+def _open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, clear: bool) -> None:
+    """Write what a run's folder holds before the first step, after removing an earlier run if `clear`."""
+    if clear:
         runs.clear(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(resolved), run_dir / runs.CONFIG)
-    if data.tokenizer is not None:
-        data.tokenizer.save(run_dir / "tokenizer")
+    _write_config(run_dir, _resolved(config))
+    if corpus.tokenizer is not None:
+        corpus.tokenizer.save(run_dir / "tokenizer")
 
 
-def starting_run(config: DictConfig, run_dir: Path, overrides: list[str]) -> Path | None:
-    """Return the run folder or checkpoint that `init_from` names, or ``None``.
+def _write_config(run_dir: Path, resolved: dict[str, Any], block_size: int | None = None) -> None:
+    """Write config.yaml, with the block size that training has reached."""
+    config = OmegaConf.create(resolved)
+    if block_size is not None:
+        config.objective.block_size = block_size
+        if config.sampler.get("block_size") is not None:
+            config.sampler.block_size = block_size
+    write_text(run_dir / runs.CONFIG, OmegaConf.to_yaml(config))
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return resolved
+
+
+def starting_run(config: DictConfig, run_dir: Path, overrides: list[str]) -> ParentRun | None:
+    """Return the run that `init_from` names, by a path or as a sibling in the same sweep, or ``None``.
 
     Raises:
         ValueError: it does not exist or has not finished.
     """
     if config.init_from is None:
         return None
-    if isinstance(config.init_from, DictConfig):
-        from hydra_plugins.dlmkit_in_order.sweeper import sibling
+    if not isinstance(config.init_from, DictConfig):
+        return runs.read_parent(Path(config.init_from))
+    from hydra_plugins.dlmkit_in_order.sweeper import sibling
 
-        changes = {str(key): config.init_from[key] for key in config.init_from}
-        kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("experiment", "if_exists")]
-        parent = run_dir.parent / run_name(",".join(sorted(sibling(kept, changes))))
-    else:
-        parent = Path(config.init_from)
-    folder, _ = _checkpoint(parent)
-    summary = runs.read_summary(folder)
-    if summary is None or summary["status"] != "finished":
-        raise ValueError(f"init_from names {folder}, which has not finished: train it first, or name another run")
-    return parent
-
-
-def _checkpoint(parent: Path) -> tuple[Path, Path]:
-    try:
-        return runs.checkpoint_of(parent)
-    except ValueError as error:
-        raise ValueError(
-            f"init_from names {parent}, which holds no finished run: train it first (the sweep does)"
-        ) from error
+    changes = {str(key): config.init_from[key] for key in config.init_from}
+    kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("experiment", "if_exists")]
+    return runs.read_parent(run_dir.parent / run_name(",".join(sorted(sibling(kept, changes)))))
 
 
 def describe(
     config: DictConfig,
     run_dir: Path,
     choices: dict[str, Any],
-    parent: dict[str, Any] | None,
-    module: Any,
-    data: Any,
-) -> dict[str, Any]:
-    """Return what is known of a run before it is trained; keys that begin with start_ are not written."""
-    has_schedule = "schedule" in config.process
-    return {
-        "experiment": choices["experiment"],
-        "name": run_dir.name,
-        "family": choices["family"],
-        "objective": choices["objective"],
-        "process": choices["process"],
-        "schedule": choices["schedule"] if has_schedule else None,
-        "backbone": choices["backbone"],
-        "sampler": choices["sampler"],
-        "t_sampler": choices["t_sampler"],
-        "data": choices["data"],
-        "params": module.backbone.num_params,
-        "init_from": None if parent is None else parent["name"],
-        "nll_is_exact": module.objective.exact,
-        "entropy_per_token": data.entropy_per_token,
-        "seed": config.seed,
-        "git_commit": runs.git_commit(),
-        "data_fingerprint": data.fingerprint,
-        "dlmkit_version": __version__,
-        "start_tokens": 0 if parent is None else parent["total_tokens"],
-        "start_flops": 0.0 if parent is None else parent["total_flops"],
-    }
+    parent: ParentRun | None,
+    module: DiffusionLM,
+    corpus: Corpus,
+) -> RunSummary:
+    """Return the record of a run before its first step."""
+    return RunSummary(
+        experiment=choices["experiment"],
+        name=run_dir.name,
+        family=choices["family"],
+        objective=choices["objective"],
+        process=choices["process"],
+        corruption=choices["corruption"],
+        schedule=choices["schedule"] if "schedule" in config.process else None,
+        backbone=choices["backbone"],
+        sampler=choices["sampler"],
+        t_sampler=choices["t_sampler"],
+        data=choices["data"],
+        precision=None if config.trainer.precision is None else str(config.trainer.precision),
+        params=module.backbone.num_params,
+        block_size=module.block_size,
+        init_from=None if parent is None else parent.name,
+        nll_is_exact=module.objective.exact,
+        entropy_per_token=corpus.entropy_per_token,
+        seed=config.seed,
+        git_commit=runs.git_commit(),
+        data_fingerprint=corpus.fingerprint,
+        dlmkit_version=__version__,
+    )
 
 
-def bytes_per_token(data: Any) -> float | None:
+def bytes_per_token(corpus: Corpus) -> float | None:
     """Return UTF-8 bytes per validation token, or ``None`` where the data is not text."""
-    return None if data.val_bytes is None else data.val_bytes / data.num_val_tokens
-
-
-def _progress_bar(progress: bool) -> list[Any]:
-    from lightning.pytorch.callbacks import RichProgressBar
-
-    return [RichProgressBar(leave=False)] if progress else []
-
-
-def _announce(console: Console, run_dir: Path, config: DictConfig, num_params: int, parent: Path | None) -> None:
-    start = "" if parent is None else f", starting from {escape(str(parent))}"
-    console.print(
-        f"[bold]{escape(str(run_dir))}[/bold]: {num_params:,} parameters, {config.num_steps:,} steps of"
-        f" {config.batch.size * config.length:,} tokens{start}"
-    )
-
-
-def _conclude(console: Console, summary: dict[str, Any], seconds: float) -> None:
-    sign = "=" if summary["nll_is_exact"] else "<="
-    bound = f"nll {sign} {summary['val_nll']:.4f} +- {summary['val_nll_stderr']:.4f} nats/token"
-    console.print(
-        f"[bold]{escape(summary['name'])}[/bold]: {bound} over {summary['val_tokens']:,} tokens,"
-        f" {summary['tokens_per_second']:,.0f} tokens/s, {seconds:.0f} s"
-    )
-
-
-def _quiet(progress: bool) -> None:
-    """Silence what Lightning says about every run; the run's own lines say what matters.
-
-    Args:
-        progress: whether transformers may show a bar while it loads weights.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    if not progress:
-        transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str))
+    return None if corpus.val_bytes is None else corpus.val_bytes / corpus.num_val_tokens

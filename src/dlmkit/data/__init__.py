@@ -1,1 +1,1 @@
-"""The data pipeline: documents -> token ids -> packed blocks -> batches in an order that any cluster reproduces."""
+"""The data pipeline: documents -> token ids -> packed sequences -> batches, in an order that any cluster reproduces."""

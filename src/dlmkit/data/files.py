@@ -1,8 +1,7 @@
-"""Files that users name and folders that the kit keeps: finding, fingerprinting, writing in one step."""
+"""Input files and the cache: expanding patterns, fingerprints by content, atomic writes."""
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
@@ -12,11 +11,17 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dlmkit.text_hints import closest
+
 _MOST_HASHED = 2**30  # bytes; the files of a larger corpus are identified by path, size and time of change
 
 
 def find_files(files: str | Iterable[str]) -> list[Path]:
-    """Expand names and glob patterns to existing, non-empty files, sorted within each pattern, each one once."""
+    """Expand names and glob patterns to existing, non-empty files: sorted within each pattern, without duplicates.
+
+    Raises:
+        ValueError: no pattern, one that matches no file, or an empty file.
+    """
     patterns = [files] if isinstance(files, str) else list(files)
     if not patterns:
         raise ValueError("files is empty: name at least one file or glob pattern")
@@ -35,25 +40,25 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def nearest(name: str) -> str:
-    """Say which existing path comes closest to one that does not exist."""
+    """Return a hint that names the existing path nearest to one that does not exist."""
     path = Path(name).expanduser()
     if path.is_dir():
         return "it is a folder, so name the files in it, such as " + repr(str(path / "*"))
     while not path.parent.is_dir():
         path = path.parent
-    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5)
-    if close:
-        return f"the nearest existing name is {str(path.parent / close[0])!r}"
+    close = closest(path.name, os.listdir(path.parent))
+    if close is not None:
+        return f"the nearest existing name is {str(path.parent / close)!r}"
     return f"nothing in {str(path.parent.resolve())!r} has a similar name; check the path"
 
 
 def digest(recipe: object) -> str:
-    """Return 16 hex digits that name a JSON-able description."""
+    """Return 16 hex digits, the hash of a JSON-serializable description."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def identity(paths: Iterable[Path]) -> list[list[str | int]]:
-    """Identify files by content, so that a moved corpus stays the same; a huge corpus by paths, sizes and times."""
+    """Identify files by content, so that a corpus may be moved; above 1 GiB by paths, sizes and times of change."""
     status = {path: path.stat() for path in paths}
     if sum(one.st_size for one in status.values()) > _MOST_HASHED:
         return [[str(path.resolve()), one.st_size, one.st_mtime_ns] for path, one in status.items()]
@@ -75,7 +80,7 @@ def cache_root(cache_dir: str | None) -> Path:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder, then move it to `folder` in one step.
+    """Call `fill` on a temporary folder, then rename that to `folder`.
 
     A crash leaves nothing under `folder`; of two processes that race, the first one's folder stays.
     """
@@ -93,13 +98,5 @@ def _move(draft: Path, folder: Path) -> None:
     try:
         draft.rename(folder)
     except OSError:
-        if not folder.is_dir():  # anything but a lost race
+        if not folder.is_dir():  # an error other than a lost race
             raise
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a small text file in one step, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

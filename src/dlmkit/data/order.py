@@ -1,51 +1,77 @@
-"""The order of blocks: which block is seen at which optimizer step, on which rank, in which micro-batch."""
+"""The order of sequences: which ones are read at which optimizer step, on which rank, in which micro-batch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from dlmkit.data.blocks import PADDING
+from dlmkit.data.sequences import PADDING
+
+_WORKERS_PER_CORE = 8  # more processes than this only wait for each other
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a run divides its sequences into batches.
+
+    Attributes:
+        micro_batch_size: sequences per micro-step and rank.
+        accumulate: micro-steps per optimizer step.
+        num_steps: optimizer steps of the whole run.
+        seed: of the order of the training sequences.
+        num_workers: processes that make batches, on each rank; 0 is fast enough, since a batch is one read of a memory
+            map.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    micro_batch_size: int
+    accumulate: int
+    num_steps: int
+    seed: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"micro_batch_size": 1, "accumulate": 1, "num_steps": 1, "seed": 0, "num_workers": 0}
+        for name, lowest in least.items():
+            if (value := getattr(self, name)) < lowest:
+                raise ValueError(f"{name} = {value} must be at least {lowest}: set {name} to {lowest} or more")
+        cores = os.cpu_count() or 1
+        most = _WORKERS_PER_CORE * cores
+        if self.num_workers > most:
+            raise ValueError(
+                f"num_workers = {self.num_workers} must be at most {most}, {_WORKERS_PER_CORE} for each of this"
+                f" machine's {cores} cores: set num_workers to {most} or less; 0 is usually fast enough"
+            )
 
 
 class TrainOrder(Sampler[list[int]]):
-    """Batches of block indices as a pure function of (seed, step, micro-step, rank).
+    """Batches of sequence indices as a pure function of (seed, step, micro-step, rank).
 
-    The blocks of epoch e are a permutation seeded from (seed, e). The global batch of optimizer step k is entries
+    The sequences of epoch e are a permutation seeded from (seed, e). The global batch of optimizer step k is entries
     [k G, (k + 1) G) of the endless concatenation of these permutations, with G = micro_batch_size * accumulate *
     world_size. Entry j of micro-step a on rank r is position (j * accumulate + a) * world_size + r of it, so runs with
-    equal G see equal global batches however G is divided, and a resumed run simply begins at its step.
+    equal G have equal global batches however G is divided, and a resumed run starts at its step.
 
     Args:
-        num_blocks: number of blocks in an epoch.
-        micro_batch_size: blocks per micro-step and rank.
-        accumulate: micro-steps per optimizer step.
-        num_steps: optimizer steps of the whole run.
-        seed: of the permutations.
-        rank: index of this process among those that see different data.
+        num_sequences: number of sequences in an epoch.
+        plan: sizes of the batches, number of steps and seed.
+        rank: index of this process among those that read different data.
         world_size: number of these processes.
-        start_step: the optimizer step to begin at.
+        start_step: the optimizer step to start at.
     """
 
     def __init__(
-        self,
-        num_blocks: int,
-        micro_batch_size: int,
-        accumulate: int,
-        num_steps: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
+        self, num_sequences: int, plan: BatchPlan, rank: int = 0, world_size: int = 1, start_step: int = 0
     ) -> None:
-        self._num_blocks = num_blocks
-        self._micro_batch_size = micro_batch_size
-        self._accumulate = accumulate
-        self._num_steps = num_steps
-        self._seed = seed
+        self._num_sequences = num_sequences
+        self._plan = plan
         self._rank = rank
         self._world_size = world_size
         self._start_step = start_step
@@ -54,56 +80,57 @@ class TrainOrder(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Count the micro-steps of the whole run, also when resumed: Lightning adds what was fetched before."""
-        return self._num_steps * self._accumulate
+        return self._plan.num_steps * self._plan.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self._start_step, self._num_steps):
-            for micro_step in range(self._accumulate):
+        for step in range(self._start_step, self._plan.num_steps):
+            for micro_step in range(self._plan.accumulate):
                 yield self.indices(step, micro_step)
 
     def indices(self, step: int, micro_step: int) -> list[int]:
-        """Return the blocks of one micro-batch."""
-        entries = np.arange(self._micro_batch_size)
-        global_batch_size = self._micro_batch_size * self._accumulate * self._world_size
-        inside = (entries * self._accumulate + micro_step) * self._world_size + self._rank
-        epochs, places = np.divmod(step * global_batch_size + inside, self._num_blocks)
-        blocks = np.empty_like(places)
+        """Return the sequences of one micro-batch."""
+        micro_batch_size, accumulate = self._plan.micro_batch_size, self._plan.accumulate
+        entries = np.arange(micro_batch_size)
+        global_batch_size = micro_batch_size * accumulate * self._world_size
+        inside = (entries * accumulate + micro_step) * self._world_size + self._rank
+        epochs, places = np.divmod(step * global_batch_size + inside, self._num_sequences)
+        sequences = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            blocks[here] = self._permuted(int(epoch))[places[here]]
-        found: list[int] = blocks.tolist()
+            sequences[here] = self._permuted(int(epoch))[places[here]]
+        found: list[int] = sequences.tolist()
         return found
 
     def _permuted(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:  # one epoch at a time is kept, whatever the length of the run
-            self._permutation = np.random.default_rng([self._seed, epoch]).permutation(self._num_blocks)
+            self._permutation = np.random.default_rng([self._plan.seed, epoch]).permutation(self._num_sequences)
             self._epoch = epoch
         return self._permutation
 
 
 class ValidationOrder(Sampler[list[int]]):
-    """Every block once, in order, dealt to the ranks in turn.
+    """Batches that hold every sequence once: sequence i is assigned to rank i modulo the number of ranks.
 
-    All ranks make equally many batches, because sharded networks hang otherwise. A rank that comes away empty from the
-    last round gets one padding block, of which nothing is scored.
+    All ranks make equally many batches, because a rank that runs the network fewer times than the others makes a
+    sharded network hang. A rank with no sequence in the last batch gets one padding sequence, which is not scored.
 
     Args:
-        num_blocks: number of blocks.
-        micro_batch_size: blocks per batch and rank.
-        rank: index of this process among those that see different data.
+        num_sequences: number of sequences.
+        micro_batch_size: sequences per batch and rank.
+        rank: index of this process among those that read different data.
         world_size: number of these processes.
     """
 
-    def __init__(self, num_blocks: int, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._num_blocks = num_blocks
-        self._round = micro_batch_size * world_size
+    def __init__(self, num_sequences: int, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self._num_sequences = num_sequences
+        self._per_step = micro_batch_size * world_size
         self._rank = rank
         self._world_size = world_size
 
     def __len__(self) -> int:
-        return -(-self._num_blocks // self._round)
+        return -(-self._num_sequences // self._per_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for begin in range(0, self._num_blocks, self._round):
-            end = min(begin + self._round, self._num_blocks)
-            yield list(range(begin + self._rank, end, self._world_size)) or [PADDING]
+        for start in range(0, self._num_sequences, self._per_step):
+            end = min(start + self._per_step, self._num_sequences)
+            yield list(range(start + self._rank, end, self._world_size)) or [PADDING]

@@ -1,8 +1,9 @@
-"""Documents to fixed blocks of tokens, kept in an Arrow cache.
+"""Packing: documents -> sequences of L tokens, stored as Arrow files.
 
-Each document is followed by the end-of-document token (which belongs to it), documents are joined, and the stream is
-cut into blocks of L tokens; the remainder is dropped. Which documents validate is decided by a hash of their text, so
-that equal documents never stand on both sides and the others keep theirs when the corpus grows.
+Each document is followed by the end-of-document token (which belongs to it), documents are concatenated, and the
+stream is cut into sequences of L tokens; the remainder is dropped. A hash of its text decides whether a document is for
+training or for validation, so that equal documents are always on the same side, and documents stay on their side when
+the corpus grows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,24 +21,26 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlmkit.data.blocks import block_schema
 from dlmkit.data.files import digest, write_folder
+from dlmkit.data.sequences import sequence_schema
 from dlmkit.data.sources.base import Source
 from dlmkit.data.tokenizers.base import Tokenizer
 
-PACKING_VERSION = 1  # raise whenever the stored blocks change
+PACKING_VERSION = 1  # raise whenever the stored sequences change
 SIDES = ("train", "val")
-_BATCH_CHARACTERS = 2**20  # text handed to the tokenizer at once
+_BATCH_CHARACTERS = 2**20  # text given to the tokenizer at once
 _TOKENS_PER_WRITE = 2**20
+# key in statistics.json, as in existing caches -> attribute of Statistics
+_ATTRIBUTES = {"documents": "documents", "blocks": "sequences", "tokens": "tokens", "bytes": "bytes"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents validate.
+    """Which documents are for validation.
 
     Attributes:
-        val_fraction: expected share of the documents, in (0, 1]; with 1 there is nothing to train on, only to evaluate.
-        seed: another seed, another choice.
+        val_fraction: expected share of the documents, in (0, 1]; 1 leaves nothing to train on, only to evaluate.
+        seed: of the choice.
     """
 
     val_fraction: float
@@ -55,42 +57,42 @@ class Split:
         return "val" if drawn < self.val_fraction * 2**64 else "train"
 
     def train_documents(self, source: Source) -> Iterator[str]:
-        """Yield the documents that a tokenizer may learn from."""
+        """Yield the training documents, to which a tokenizer may be fitted."""
         return (text for text in source.documents() if self.side(text) == "train")
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was packed on one side.
+    """What was packed on one side, ``train`` or ``val``.
 
     Attributes:
         documents: number of documents read, complete or not.
-        blocks: number of blocks.
-        tokens: number of tokens in these blocks, end-of-document tokens included.
-        bytes: UTF-8 bytes of the text in these blocks; the last document, where cut, counts by its share of tokens.
+        sequences: number of sequences.
+        tokens: number of tokens in these sequences, end-of-document tokens included.
+        bytes: UTF-8 bytes of the text in these sequences; a document that is cut counts by its share of tokens.
     """
 
     documents: int
-    blocks: int
+    sequences: int
     tokens: int
     bytes: int
 
 
 def pack(source: Source, tokenizer: Tokenizer, split: Split, length: int, folder: Path) -> None:
-    """Tokenise and pack both sides into `folder`; nothing to do if it is there already."""
+    """Tokenize and pack both sides into `folder`, unless it exists."""
     if not folder.is_dir():
         write_folder(folder, lambda draft: _pack_into(draft, source, tokenizer, split, length))
 
 
 def cache_name(source: Source, tokenizer: Tokenizer, split: Split, length: int) -> str:
-    """Return 16 hex digits that name everything the packed blocks depend on."""
+    """Return 16 hex digits of everything that the packed sequences depend on."""
     return digest([PACKING_VERSION, source.fingerprint, tokenizer.fingerprint, asdict(split), length])
 
 
 def read_statistics(folder: Path) -> dict[str, Statistics]:
     """Return the statistics of each side of a packed folder."""
     content = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    return {side: Statistics(**content[side]) for side in SIDES}
+    return {side: Statistics(**{_ATTRIBUTES[key]: value for key, value in content[side].items()}) for side in SIDES}
 
 
 def _pack_into(draft: Path, source: Source, tokenizer: Tokenizer, split: Split, length: int) -> None:
@@ -100,12 +102,14 @@ def _pack_into(draft: Path, source: Source, tokenizer: Tokenizer, split: Split, 
             packers[split.side(text)].add(ids, len(text.encode()))
     statistics = {side: packer.finish() for side, packer in packers.items()}
     _check_lengths(statistics, length, split)
-    content: dict[str, Any] = {side: asdict(numbers) for side, numbers in statistics.items()}
+    content = {
+        side: {key: getattr(numbers, name) for key, name in _ATTRIBUTES.items()} for side, numbers in statistics.items()
+    }
     (draft / "statistics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Group documents by their characters, so that neither tiny nor huge ones make a batch slow or large."""
+    """Group documents by their characters: few calls of the tokenizer for short ones, little memory for long ones."""
     batch: list[str] = []
     size = 0
     for text in documents:
@@ -123,7 +127,7 @@ def _with_progress(documents: Iterable[str], source: Source) -> Iterator[str]:
         yield from documents
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(TextColumn("tokenising"), *columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(TextColumn("tokenizing"), *columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(documents, total=source.num_documents())
 
 
@@ -133,20 +137,20 @@ def _check_lengths(statistics: dict[str, Statistics], length: int, split: Split)
         "val": f"use a larger val_fraction (now {split.val_fraction}), a smaller length, or more documents",
     }
     for side, numbers in statistics.items():
-        if numbers.blocks == 0 and not (side == "train" and split.val_fraction == 1):
+        if numbers.sequences == 0 and not (side == "train" and split.val_fraction == 1):
             raise ValueError(
-                f"{side} has {numbers.tokens} tokens in {numbers.documents} documents, less than one block of "
+                f"{side} has {numbers.tokens} tokens in {numbers.documents} documents, less than one sequence of "
                 f"length {length}: {remedies[side]}"
             )
 
 
 class Packer:
-    """Joins encoded documents and writes complete blocks of tokens and segments as one Arrow stream.
+    """Concatenates encoded documents and writes complete sequences of tokens and segments as one Arrow stream.
 
     Args:
         path: the file to write.
-        length: L, tokens per block.
-        tokenizer: gives the end-of-document id and the size that every id must stay below.
+        length: L, tokens per sequence.
+        tokenizer: for the end-of-document id, and for the vocabulary size, which every id must be below.
     """
 
     def __init__(self, path: Path, length: int, tokenizer: Tokenizer) -> None:
@@ -154,12 +158,12 @@ class Packer:
         self._eos = np.array([tokenizer.eos_id], dtype=np.int32)
         self._vocab_size = tokenizer.vocab_size
         self._file = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_stream(self._file, block_schema(length))
-        self._waiting: list[NDArray[np.int32]] = []  # documents, the first one perhaps begun in a block already written
-        self._num_waiting = 0
+        self._writer = pa.ipc.new_stream(self._file, sequence_schema(length))
+        self._pending: list[NDArray[np.int32]] = []  # documents not yet written; the first may be written in part
+        self._num_pending = 0
         self._document_tokens: list[int] = []
         self._document_bytes: list[int] = []
-        self._blocks = 0
+        self._num_sequences = 0
 
     def add(self, ids: NDArray[np.int32], num_bytes: int) -> None:
         """Append one document without its end token; `num_bytes` is the size of its text in UTF-8."""
@@ -168,40 +172,43 @@ class Packer:
             raise ValueError(
                 f"token id {wrong} is outside [0, {self._vocab_size}): the tokenizer's vocab_size is wrong"
             )
-        self._waiting.append(np.concatenate([ids, self._eos]))
+        self._pending.append(np.concatenate([ids, self._eos]))
         self._document_tokens.append(len(ids) + 1)
         self._document_bytes.append(num_bytes)
-        self._num_waiting += len(ids) + 1
-        if self._num_waiting >= max(_TOKENS_PER_WRITE, self._length):
+        self._num_pending += len(ids) + 1
+        if self._num_pending >= max(_TOKENS_PER_WRITE, self._length):
             self._write()
 
     def _write(self) -> None:
-        tokens = np.concatenate(self._waiting)
-        number = np.repeat(np.arange(len(self._waiting), dtype=np.int32), [len(ids) for ids in self._waiting])
+        tokens = np.concatenate(self._pending)
+        number = np.repeat(np.arange(len(self._pending), dtype=np.int32), [len(ids) for ids in self._pending])
         complete = len(tokens) // self._length
         kept = complete * self._length
         segments = number[:kept].reshape(complete, self._length)
         segments = segments - segments[:, :1]
         columns = [_column(tokens[:kept], self._length), _column(segments.reshape(-1), self._length)]
-        self._writer.write_batch(pa.record_batch(columns, schema=block_schema(self._length)))
-        self._blocks += complete
-        self._waiting = _cut(tokens[kept:], number[kept:])
-        self._num_waiting = len(tokens) - kept
+        self._writer.write_batch(pa.record_batch(columns, schema=sequence_schema(self._length)))
+        self._num_sequences += complete
+        self._pending = _cut(tokens[kept:], number[kept:])
+        self._num_pending = len(tokens) - kept
 
     def finish(self) -> Statistics:
-        """Write what is left, close the file and return the statistics (tokens read, if there is no block)."""
-        if self._num_waiting >= self._length:
+        """Write what is left, close the file and return the statistics.
+
+        Where no sequence is complete, `tokens` counts the tokens read.
+        """
+        if self._num_pending >= self._length:
             self._write()
         self._writer.close()
         self._file.close()
-        kept = self._blocks * self._length
+        kept = self._num_sequences * self._length
         read = sum(self._document_tokens)
-        return Statistics(len(self._document_tokens), self._blocks, kept if kept else read, self._bytes_in(kept))
+        return Statistics(len(self._document_tokens), self._num_sequences, kept if kept else read, self._bytes_in(kept))
 
     def _bytes_in(self, kept: int) -> int:
         tokens = np.array(self._document_tokens, dtype=np.int64)
         begins = np.cumsum(tokens) - tokens
-        text_tokens = np.maximum(tokens - 1, 1)  # the end token stands for no byte
+        text_tokens = np.maximum(tokens - 1, 1)  # the end token has no bytes
         share = np.clip(kept - begins, 0, text_tokens) / text_tokens
         return round(float(share @ np.array(self._document_bytes, dtype=np.float64)))
 
@@ -211,6 +218,6 @@ def _column(values: NDArray[np.int32], length: int) -> pa.FixedSizeListArray:
 
 
 def _cut(tokens: NDArray[np.int32], number: NDArray[np.int32]) -> list[NDArray[np.int32]]:
-    """Return the tokens of each document apart."""
+    """Return the tokens of each document."""
     borders = np.flatnonzero(np.diff(number)) + 1
-    return [part for part in np.split(tokens, borders) if len(part)]
+    return [document for document in np.split(tokens, borders) if len(document)]

@@ -1,4 +1,4 @@
-"""What a network has to know about the tokens: how many there are and which ids are special."""
+"""The vocabulary as a network sees it: the number of ids, and which of them are special."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids as plain integers; everything past the data pipeline sees these and never a tokenizer.
+    """Token ids as plain integers; everything after the data pipeline takes these and never a tokenizer.
 
     Attributes:
         size: number of ids, V, the special ones included; every id is in [0, size).
-        mask_id: id of the mask token; no text encodes to it, unless the user chose an existing word's id.
-        bos_id: id that stands before the first token of a block, ``None`` if there is none; may equal ``eos_id``.
-        eos_id: id that ends each document, ``None`` if blocks do not come from documents.
+        mask_id: id of the mask token; no text encodes to it, unless the user chose the id of an existing token.
+        bos_id: id before the first token of a sequence, ``None`` if there is none; may equal ``eos_id``.
+        eos_id: id that ends each document, ``None`` if sequences are not made of documents.
+
+    Raises:
+        ValueError: a special id outside [0, size).
     """
 
     size: int

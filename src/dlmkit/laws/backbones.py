@@ -1,25 +1,27 @@
-"""Backbones: who sees whom, to the last bit. A network of random weights will do; every weight should matter.
+"""Backbones: which predictions depend on which tokens, to the last bit, in a network of random weights.
 
-Shapes: L length, V vocabulary. `sight[i, j]` says whether the prediction about token i moves with token j of x_t.
+Shapes: L length, V vocabulary. `dependence[i, j]`: whether the prediction of token i moves with token j of x_t.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
-from dlmkit.laws.findings import Finding, at_most, holds
+from dlmkit.laws.findings import Finding, at_most, holds, law
+from dlmkit.types import FULL_ATTENTION, Attention, Context, NetworkInput
 
 LENGTH = 9
+BLOCK_SIZE = 3
 
 
 def with_random_weights(backbone: Backbone) -> Backbone:
     """Return the network in eval mode with noise on every weight, so that none is zero and all matter.
 
-    Scaled by the width: were attention all but one-hot, what a token sees faintly would be lost to rounding.
+    Scaled by the width: with nearly one-hot attention, weak dependences would be lost to rounding.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -28,91 +30,190 @@ def with_random_weights(backbone: Backbone) -> Backbone:
     return backbone.eval()
 
 
+def num_params(build: Callable[[], Backbone]) -> int:
+    """Return the size of a backbone, without allocating its weights."""
+    with torch.device("meta"):
+        return build().num_params
+
+
 def some_tokens(backbone: Backbone, seed: int = 0) -> Tensor:
     """Return random ids, int64 [1, L]."""
     return torch.randint(backbone.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def hidden(backbone: Backbone, x_t: Tensor, segments: Tensor | None = None) -> Tensor:
-    """Return what the head reads, [L, D]; equal hidden states are equal predictions."""
-    return backbone(x_t, torch.full((len(x_t),), 0.5, dtype=torch.float64), segments).hidden[0]
+def hidden(
+    backbone: Backbone, x_t: Tensor, segments: Tensor | None = None, attention: Attention = FULL_ATTENTION
+) -> Tensor:
+    """Return the final hidden states, [L, D]; equal ones are equal predictions."""
+    t = torch.full((len(x_t),), 0.5, dtype=torch.float64)
+    return backbone(NetworkInput(x_t, t, segments, attention=attention)).hidden[0]
 
 
-def sight(backbone: Backbone, segments: Tensor | None = None) -> Tensor:
-    """Return bool [L, L]: whether the prediction about token i (row) moves when token j (column) does."""
+def dependence(backbone: Backbone, segments: Tensor | None = None, attention: Attention = FULL_ATTENTION) -> Tensor:
+    """Return bool [L, L]: whether the prediction of token i (row) moves when token j (column) does."""
     x_t = some_tokens(backbone)
-    before = hidden(backbone, x_t, segments)
+    before = hidden(backbone, x_t, segments, attention)
     columns = []
     for j in range(LENGTH):
         changed = x_t.clone()
         changed[0, j] = (changed[0, j] + 1) % backbone.vocab_size
-        columns.append((hidden(backbone, changed, segments) != before).any(-1))
+        columns.append((hidden(backbone, changed, segments, attention) != before).any(-1))
     return torch.stack(columns, dim=1)
 
 
-def law_sees_what_it_may(backbone: Backbone) -> Iterator[Finding]:
-    """A causal network sees exactly the tokens before the one that it predicts, any other one sees all."""
-    seen, first = sight(backbone), 0 if backbone.predicts_first else 1
+@torch.no_grad()
+def dependence_in_blocks(backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Return bool [L, L] twice: whether the prediction of token i moves with noisy token j, and with clean token j."""
+
+    def predicted(x_t: Tensor, x_0: Tensor) -> Tensor:
+        t = torch.full((1,), 0.5, dtype=torch.float64)
+        return backbone(NetworkInput(x_t, t, context=Context(x_0, BLOCK_SIZE))).hidden[0]
+
+    x_t, x_0 = some_tokens(backbone), some_tokens(backbone, seed=1)
+    before = predicted(x_t, x_0)
+    noisy, clean = [], []
+    for j in range(LENGTH):
+        one = torch.arange(LENGTH) == j
+        other_t, other_0 = ((tokens + one) % backbone.vocab_size for tokens in (x_t, x_0))
+        noisy.append((predicted(other_t, x_0) != before).any(-1))
+        clean.append((predicted(x_t, other_0) != before).any(-1))
+    return torch.stack(noisy, dim=1), torch.stack(clean, dim=1)
+
+
+def _first(backbone: Backbone) -> int:
+    """Return the first token that is predicted."""
+    return 0 if backbone.predicts_first else 1
+
+
+@law()
+def law_attends_where_it_may(backbone: Backbone) -> Iterator[Finding]:
+    """A causal network attends to exactly the tokens before the predicted one, any other network to all."""
+    depends, first = dependence(backbone), _first(backbone)
     past = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1)
     may = past if backbone.causal else torch.ones_like(past)
     if backbone.causal:
-        peeks = int((seen & ~may)[first:].sum())
-        own = int(seen.diagonal()[first:].sum())
+        leaks = int((depends & ~may)[first:].sum())
+        own = int(depends.diagonal()[first:].sum())
         yield at_most(
-            "a causal network never sees ahead",
-            peeks,
+            "a causal network never attends ahead",
+            leaks,
             0.0,
-            f"{peeks} predictions move with a token that is not before theirs, {own} of them with the very token that"
+            f"{leaks} predictions move with a token that is not before theirs, {own} of them with the very token that"
             " they predict: the likelihood is a copy",
         )
-    blind = int((may & ~seen)[first:].sum())
-    yield at_most("nothing visible is hidden", blind, 0.0, f"{blind} pairs of prediction and visible token are cut off")
-
-
-def law_documents_apart(backbone: Backbone) -> Iterator[Finding]:
-    """Documents packed in a block do not see each other; an EOS belongs to the document that it opens."""
-    segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
-    seen, first = sight(backbone, segments), 0 if backbone.predicts_first else 1
-    apart = segments[0][:, None] != segments[0][None, :]
-    if backbone.shift:
-        apart[:, 3] = False  # the last token of a document, from which the next one begins
-    leaks = int((seen & apart)[first:].sum())
+    missing = int((may & ~depends)[first:].sum())
     yield at_most(
-        "documents do not leak", leaks, 0.0, f"{leaks} predictions move with a token of another document of the block"
+        "no visible token is masked", missing, 0.0, f"{missing} pairs of prediction and visible token are cut off"
     )
 
 
-def law_annealing_shows_the_past(backbone: Backbone) -> Iterator[Finding]:
-    """While attention opens, the past is always visible; nothing else is at ratio 0, everything at ratio 1."""
-    if backbone.causal:  # it never opens
-        return
-    first = 0 if backbone.predicts_first else 1
+@law()
+def law_document_masking(backbone: Backbone) -> Iterator[Finding]:
+    """Packed documents do not attend to each other; an EOS belongs to the document whose first token it predicts."""
+    segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    depends, first = dependence(backbone, segments), _first(backbone)
+    apart = segments[0][:, None] != segments[0][None, :]
+    if backbone.shift:
+        apart[:, 3] = False  # the last token of a document, at which the next one's first token is predicted
+    leaks = int((depends & apart)[first:].sum())
+    yield at_most("documents do not leak", leaks, 0.0, f"{leaks} predictions move with a token of another document")
+
+
+def _causal(backbone: Backbone) -> str | None:
+    return "it is causal, and attention does not open" if backbone.causal else None
+
+
+@law(unless=_causal)
+def law_annealing_keeps_the_past(backbone: Backbone) -> Iterator[Finding]:
+    """During annealing the past is always attended to; nothing else is at ratio 0, everything at ratio 1."""
+    first = _first(backbone)
     past = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1)
     for ratio in (0.0, 0.3):
-        with backbone.attending(ratio):
-            seen = sight(backbone)
-        hidden_past = int((past & ~seen)[first:].sum())
+        depends = dependence(backbone, attention=Attention(ratio))
+        masked = int((past & ~depends)[first:].sum())
         yield at_most(
-            "annealing never hides the past", hidden_past, 0.0, f"{hidden_past} past tokens are hidden at ratio {ratio}"
+            "annealing never masks the past", masked, 0.0, f"{masked} past tokens are masked at ratio {ratio}"
         )
         if ratio == 0.0 and backbone.shift:
-            ahead = int((seen & ~past)[first:].sum())
-            yield at_most("annealing starts causal", ahead, 0.0, f"{ahead} tokens that come later are seen at ratio 0")
-    with backbone.attending(1.0):
-        yield holds("annealing ends bidirectional", sight(backbone)[first:].all(), "tokens are hidden at ratio 1")
+            ahead = int((depends & ~past)[first:].sum())
+            yield at_most("annealing starts causal", ahead, 0.0, f"{ahead} later tokens are attended to at ratio 0")
+    full = dependence(backbone, attention=Attention(1.0))[first:].all()
+    yield holds("annealing ends bidirectional", full, "tokens are masked at ratio 1")
 
 
+def _without_blocks(backbone: Backbone) -> str | None:
+    if not backbone.supports_context:
+        return "it reads no clean context"
+    return "it is causal, and block diffusion is not" if backbone.causal else None
+
+
+@law(unless=_without_blocks)
+def law_block_masking(backbone: Backbone) -> Iterator[Finding]:
+    """In block diffusion a token is predicted from the noisy tokens of its block and the clean ones before it alone."""
+    noisy, clean = dependence_in_blocks(backbone)
+    first, block = _first(backbone), torch.arange(LENGTH) // BLOCK_SIZE
+    own, earlier = block[:, None] == block[None, :], block[:, None] > block[None, :]
+    for name, depends, may in (("noisy", noisy, own), ("clean", clean, earlier)):
+        leaks, missing = (int(wrong[first:].sum()) for wrong in (depends & ~may, may & ~depends))
+        what = "of another block" if name == "noisy" else "of their own or a later block"
+        yield at_most(
+            f"{name} tokens do not leak across blocks",
+            leaks,
+            0.0,
+            f"{leaks} predictions move with a {name} token {what}: the bound is wrong",
+        )
+        yield at_most(
+            f"no visible {name} token is masked",
+            missing,
+            0.0,
+            f"{missing} pairs of prediction and {name} token that should be visible are cut off",
+        )
+
+
+def _without_mask_token(backbone: Backbone) -> str | None:
+    return None if backbone.mask_id is not None else "it has no mask token"
+
+
+@law(unless=_without_mask_token)
 def law_mask_is_never_predicted(backbone: Backbone) -> Iterator[Finding]:
     """The mask's logit is -inf in every prediction."""
-    if backbone.mask_id is None:
-        return
     x_t = some_tokens(backbone)
     with torch.no_grad():
-        prediction = backbone(x_t, torch.zeros(1, dtype=torch.float64))
+        prediction = backbone(NetworkInput(x_t, torch.zeros(1, dtype=torch.float64)))
         chances = prediction.logits(torch.ones_like(x_t, dtype=torch.bool)).softmax(-1)
+    assert backbone.mask_id is not None
     chance = float(chances[:, backbone.mask_id].max())
     yield at_most("the mask is never predicted", chance, 0.0, f"the mask has probability {chance:.3g} in a prediction")
 
 
-LAWS = [law_sees_what_it_may, law_documents_apart, law_annealing_shows_the_past, law_mask_is_never_predicted]
+PREFIX_ERROR = 1e-5
+"""Difference of logits, relative to their size, that another order of summation explains in float32."""
+
+
+@law()
+def law_prefix_is_equivalent(backbone: Backbone) -> Iterator[Finding]:
+    """A prefix handed over by `prefill`, in one or two pieces, gives the predictions of the whole text."""
+    x_t, t = some_tokens(backbone, seed=1), torch.full((1,), 0.5, dtype=torch.float64)
+    everywhere = torch.ones_like(x_t, dtype=torch.bool)
+    with torch.no_grad():
+        whole = backbone(NetworkInput(x_t, t)).logits(everywhere)
+        for pieces in ([x_t[:, :6]], [x_t[:, :4], x_t[:, 4:6]]):
+            cache = None
+            for piece in pieces:
+                cache = backbone.prefill(piece, cache=cache)
+            after = backbone(NetworkInput(x_t[:, 6:], t, cache=cache)).logits(everywhere[:, 6:])
+            difference = (after - whole[6:]).masked_fill(whole[6:].isneginf(), 0.0).abs().max()
+            error = float(difference / whole[6:].masked_fill(whole[6:].isneginf(), 0.0).abs().max())
+            meaning = f"logits behind a prefix in {len(pieces)} pieces are off by a share of {error:.2g}"
+            yield at_most("prefix = whole text", error, PREFIX_ERROR, meaning)
+
+
+LAWS = [
+    law_attends_where_it_may,
+    law_document_masking,
+    law_annealing_keeps_the_past,
+    law_block_masking,
+    law_mask_is_never_predicted,
+    law_prefix_is_equivalent,
+]

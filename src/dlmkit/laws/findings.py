@@ -1,9 +1,10 @@
-"""What a law finds: a number, how large it may be, and what it means when it is not."""
+"""Findings of laws: a measured number, its tolerance, and what a violation means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ class Finding:
         measured: the number, in the unit that `law` implies (nats, probability, p-value, count of mistakes).
         tolerance: its limit.
         passed: whether the limit is kept; NaN never keeps it.
-        meaning: what the failure means, one line; "" when it passed.
+        meaning: what the failure means, one line; "" when it passed. Where the law does not apply, why.
         at_least: whether the limit is a lower one (p-values).
+        applies: whether the law applies to the part at all; otherwise nothing was measured.
     """
 
     law: str
@@ -40,6 +42,7 @@ class Finding:
     passed: bool
     meaning: str
     at_least: bool = False
+    applies: bool = True
 
     @property
     def severity(self) -> float:
@@ -54,14 +57,14 @@ def at_most(law: str, measured: float | Tensor, tolerance: float, meaning: Meani
     """Return a finding that passes when `measured` <= `tolerance`."""
     measured = float(measured)
     passed = measured <= tolerance
-    return Finding(law, "", measured, tolerance, passed, _told(passed, meaning))
+    return Finding(law, "", measured, tolerance, passed, _explained(passed, meaning))
 
 
 def at_least(law: str, measured: float | Tensor, tolerance: float, meaning: Meaning) -> Finding:
     """Return a finding that passes when `measured` >= `tolerance`."""
     measured = float(measured)
     passed = measured >= tolerance
-    return Finding(law, "", measured, tolerance, passed, _told(passed, meaning), at_least=True)
+    return Finding(law, "", measured, tolerance, passed, _explained(passed, meaning), at_least=True)
 
 
 def holds(law: str, truth: bool | Tensor, meaning: Meaning) -> Finding:
@@ -69,7 +72,7 @@ def holds(law: str, truth: bool | Tensor, meaning: Meaning) -> Finding:
     return at_most(law, 0.0 if bool(truth) else 1.0, 0.0, meaning)
 
 
-def _told(passed: bool, meaning: Meaning) -> str:
+def _explained(passed: bool, meaning: Meaning) -> str:
     if passed:
         return ""
     return meaning if isinstance(meaning, str) else meaning()
@@ -89,22 +92,63 @@ def relative(got: Tensor, want: Tensor, rtol: float, atol: float = 0.0) -> Tenso
     return torch.where(error == 0, 0.0, error / (want.abs() + atol / rtol))
 
 
-Law = Callable[..., Iterable[Finding]]
-"""A law is a function from a part (and what it is paired with) to findings."""
+class Law:
+    """A function from a part (and what it is paired with) to findings, with the condition under which it applies.
+
+    Made by the decorator :func:`law`.
+
+    Args:
+        function: yields findings.
+        unless: returns why the law does not apply to given parts, or ``None`` where it does.
+    """
+
+    def __init__(
+        self, function: Callable[..., Iterable[Finding]], unless: Callable[..., str | None] | None = None
+    ) -> None:
+        update_wrapper(self, function)
+        self.name: str = function.__name__
+        self.function = function
+        self.unless = unless
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Iterator[Finding]:
+        """Yield the findings on the parts, whether the law applies or not."""
+        yield from self.function(*arguments, **keywords)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """The law's name in words: "given tokens stay" for law_given_tokens_stay."""
+        return self.name.removeprefix("law_").replace("_", " ")
+
+    def why_not(self, *arguments: Any) -> str | None:
+        """Return why the law does not apply to the parts, or ``None`` where it does."""
+        return None if self.unless is None else self.unless(*arguments)
 
 
-def title(law: Law) -> str:
-    """Return the law's name in words: "given tokens stay" for law_given_tokens_stay."""
-    return str(getattr(law, "__name__", "law")).removeprefix("law_").replace("_", " ")
+def law(unless: Callable[..., str | None] | None = None) -> Callable[[Callable[..., Iterable[Finding]]], Law]:
+    """Make a law of a function that yields findings.
+
+    Args:
+        unless: from the law's arguments to why it does not apply, or ``None`` where it does.
+    """
+    return lambda function: Law(function, unless)
 
 
 def findings_of(law: Law, part: str, *arguments: Any) -> list[Finding]:
-    """Run one law and name the part; an error that the part raises is a finding as well."""
+    """Run one law and name the part.
+
+    An error that the part raises is a finding as well, and so is a law that does not apply.
+    """
     found: list[Finding] = []
     try:
+        reason = law.why_not(*arguments)
+        if reason is not None:
+            return [Finding(law.title, part, float("nan"), 0.0, True, reason, applies=False)]
         for finding in law(*arguments):
             found.append(replace(finding, part=part))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         meaning = f"the part raised {type(error).__name__}: {' '.join(str(error).split())}"
-        found.append(Finding(title(law), part, float("nan"), 0.0, False, meaning))
+        found.append(Finding(law.title, part, float("nan"), 0.0, False, meaning))
     return found

@@ -14,55 +14,25 @@ Shapes: B batch, L length, V vocabulary (small), S sequences of the source. Loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlmkit.backbones.prediction import Head, Prediction
-from dlmkit.laws.enumeration import (
-    Source,
-    TablePredictor,
-    all_sequences,
-    channel,
-    index_of,
-    nodes,
-    noised_everywhere,
-    random_source,
-    read_as,
-    sum_by,
-)
-from dlmkit.laws.findings import Finding, at_least, at_most, holds, relative, worst_at
+from dlmkit.backbones.head import Head, HeadPrediction
+from dlmkit.laws.autoregressive import law_next_token
+from dlmkit.laws.diagnosis import diagnosis
+from dlmkit.laws.findings import Finding, at_least, at_most, holds, law, relative, worst_at
+from dlmkit.laws.predictions import TablePrediction, read_as
+from dlmkit.laws.quadrature import nodes
+from dlmkit.laws.source import Source, all_sequences, channel, index_of, noised_everywhere, sum_by
+from dlmkit.laws.toys import Predictor, a_batch, exact_predictor, losses_of, seeded, toy_source
 from dlmkit.objectives.base import Objective
-from dlmkit.objectives.elbo import Elbo
+from dlmkit.objectives.elbo import GenericElbo
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.types import Noised, Predictor, TokenLoss
-
-LENGTH = 3
-
-PredictorOf = Callable[[Tensor, Tensor], Predictor]
-"""From x_t int64 [B, L] and t float64 [B] to what a network would say."""
-
-
-def toy_source(process: ForwardProcess, length: int = LENGTH) -> Source:
-    """Return a source over the process's vocabulary without its mask, whose positions depend on each other."""
-    return random_source(length, process.vocab_size, process.mask_id)
-
-
-def exact_predictor(objective: Objective, process: ForwardProcess, source: Source) -> PredictorOf:
-    """Return the network that has learned all there is, in the sense of `objective.predicts`."""
-    return lambda x_t, t: source.exact(objective.predicts, process, x_t, t)
-
-
-def ask(objective: Objective, below: Predictor, noised: Noised, process: ForwardProcess) -> TokenLoss:
-    """Return the losses of a network that means the predictions of clean tokens `below` (see `objective.predicts`)."""
-    return objective(read_as(objective.predicts, below, process, noised.x_t, noised.t), noised, process)
-
-
-def seeded(seed: int) -> torch.Generator:
-    """Return a generator for fixed logits."""
-    return torch.Generator().manual_seed(seed)
+from dlmkit.types import Noised
 
 
 def prior_kl(source: Source, process: ForwardProcess) -> Tensor:
@@ -78,41 +48,46 @@ def prior_kl(source: Source, process: ForwardProcess) -> Tensor:
 
 
 def integrals(
-    objective: Objective,
+    objective: Objective[Any],
     process: ForwardProcess,
     source: Source,
-    predictor_of: PredictorOf,
+    predictor: Predictor,
     bottom: float | None = None,
 ) -> Tensor:
     """Return the integral over t (down to alpha = `bottom`) of E[nll], for each x of the source, [S]."""
     top = float(process.alpha(torch.zeros(1, dtype=torch.float64)))
     noised, share, sequence = noised_everywhere(source, process, nodes(process, top=top, bottom=bottom))
-    nll = objective(predictor_of(noised.x_t, noised.t), noised, process).nll
+    nll = objective(predictor(noised.x_t, noised.t), noised, process).nll
     if nll.shape != noised.x_t.shape:
         raise ValueError(f"nll has shape {tuple(nll.shape)}, not [B, L] = {tuple(noised.x_t.shape)}")
     return sum_by(share * nll.detach().double().sum(-1), sequence, len(source.probs))
 
 
-def a_batch(process: ForwardProcess, seed: int = 0) -> tuple[Noised, Tensor]:
-    """Return random tokens noised at times all over (0, 1), some positions not scored, and logits [B, L, V]."""
-    generator, size, mask_id = seeded(seed), process.vocab_size, process.mask_id
-    x_0 = torch.randint(size - (mask_id is not None), (64, 6), generator=generator)
-    if mask_id is not None:
-        x_0 += x_0 >= mask_id
-    scored = torch.rand(x_0.shape, generator=generator) < 0.8
-    t = torch.linspace(1e-4, 1 - 1e-4, len(x_0), dtype=torch.float64)
-    x_t = process.corrupt(x_0, t, scored, generator)
-    weight = torch.rand(len(x_0), dtype=torch.float64, generator=generator) + 0.5
-    logits = 2 * torch.randn(*x_0.shape, size, dtype=torch.float64, generator=generator)
-    if mask_id is not None:
-        logits[..., mask_id] = float("-inf")
-    return Noised(x_0, x_t, t, scored, weight), logits
+# Where laws do not apply
+
+
+def no_noise(objective: Objective[Any], process: ForwardProcess) -> str | None:
+    """Return why laws about noise do not apply."""
+    return None if process.has_noise else "there is no noise"
+
+
+def no_integral(objective: Objective[Any], process: ForwardProcess) -> str | None:
+    """Return why laws about an integral over t do not apply."""
+    if objective.num_steps is not None:
+        return "its bound is in discrete time, larger by what T steps cost"
+    return no_noise(objective, process)
+
+
+def no_blocks(objective: Objective[Any], process: ForwardProcess) -> str | None:
+    """Return why laws about blocks do not apply."""
+    return None if objective.block_size is not None else "it has no blocks"
 
 
 # Laws of the nll
 
 
-def law_exact(objective: Objective, process: ForwardProcess, source: Source | None = None) -> Iterator[Finding]:
+@law(unless=no_integral)
+def law_exact(objective: Objective[Any], process: ForwardProcess, source: Source | None = None) -> Iterator[Finding]:
     """With the exact predictor the bound is -log p(x), for each x."""
     source = source or toy_source(process)
     bound = prior_kl(source, process)
@@ -130,22 +105,23 @@ def law_exact(objective: Objective, process: ForwardProcess, source: Source | No
     )
 
 
-def law_larger(objective: Objective, process: ForwardProcess, source: Source | None = None) -> Iterator[Finding]:
-    """Any other predictor pays more, by the square of its error: a minimum is flat."""
+@law(unless=no_integral)
+def law_larger(objective: Objective[Any], process: ForwardProcess, source: Source | None = None) -> Iterator[Finding]:
+    """Any other predictor has a larger bound, by the square of its error: a minimum is flat."""
     source = source or toy_source(process)
     exact, excess = exact_predictor(objective, process, source), []
     size, length = source.vocab_size, source.length
     for seed, spread in ((0, 0.02), (1, 0.1), (2, 0.5), (3, 2.0)):
         table = spread * torch.randn(size**length, length, size, dtype=torch.float64, generator=seeded(seed))
 
-        def perturbed(x_t: Tensor, t: Tensor, table: Tensor = table) -> TablePredictor:
+        def perturbed(x_t: Tensor, t: Tensor, table: Tensor = table) -> TablePrediction:
             logits = exact(x_t, t).logits(torch.ones_like(x_t, dtype=torch.bool)).reshape(*x_t.shape, size)
-            return TablePredictor(logits + table[index_of(x_t, size)])
+            return TablePrediction(logits + table[index_of(x_t, size)])
 
         bound = prior_kl(source, process) + integrals(objective, process, source, perturbed)
         excess.append(float((source.probs * bound).sum()) - source.entropy)
     yield at_least(
-        "other predictors pay more",
+        "other predictors have a larger bound",
         min(excess),
         1e-6,
         f"a wrong predictor scores {-min(excess):.3g} nats better than the entropy allows: the nll is no bound",
@@ -155,47 +131,54 @@ def law_larger(objective: Objective, process: ForwardProcess, source: Source | N
         "the excess grows as the square", growth, 0.1, "the bound's minimum is not at the exact predictor, or not flat"
     )
     grows = all(smaller < larger for smaller, larger in pairwise(excess))
-    yield holds("a worse predictor pays more", grows, "a predictor further from the truth has a lower bound")
+    yield holds("a worse predictor has a larger bound", grows, "a predictor further from the truth has a lower bound")
 
 
-def law_closed_form(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
+@law(unless=no_integral)
+def law_closed_form(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
     """The nll equals the generic bound's, token by token."""
     noised, logits = a_batch(process)
-    mine = ask(objective, TablePredictor(logits), noised, process).nll.double()
-    generic = Elbo()(TablePredictor(logits), noised, process).nll
+    mine = losses_of(objective, TablePrediction(logits), noised, process).nll.double()
+    generic = GenericElbo()(TablePrediction(logits), noised, process).nll
     # In the generic form terms of order 1 cancel and are divided by alpha >= 1e-4.
     error, _ = worst_at(relative(mine, generic, 1e-9, 1e-10), noised.t)
     yield at_most("nll = generic bound, per token", error, 1e-9, lambda: diagnosis(objective, process))
 
 
-def law_scored(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
-    """Only scored positions pay, the nll is detached and positive, the loss is differentiable."""
+@law()
+def law_scored(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """Only scored positions have a loss, the nll is detached and positive, the loss is differentiable."""
     noised, logits = a_batch(process)
     table = logits.requires_grad_(True)
-    result = ask(objective, TablePredictor(table), noised, process)
+    result = losses_of(objective, TablePrediction(table), noised, process)
     for name, value in (("loss", result.loss), ("nll", result.nll)):
         shaped = value.shape == noised.x_0.shape
         yield holds("loss and nll are [B, L]", shaped, f"{name} has shape {tuple(value.shape)}, not [B, L]")
         if not shaped:
             return
-        pays = float(value.detach()[~noised.scored].abs().max())
-        yield at_most("unscored positions cost nothing", pays, 0.0, f"{name} is up to {pays:.3g} where scored is False")
+        unscored = float(value.detach()[~noised.scored].abs().max())
+        yield at_most(
+            "unscored positions have no loss", unscored, 0.0, f"{name} is up to {unscored:.3g} where scored is False"
+        )
     lowest = float(result.nll[noised.scored].min())
     yield at_most("nll >= 0", -lowest, 1e-12, f"nll is {lowest:.3g} somewhere: no bound on -log p goes below 0")
-    yield holds("nll is detached", not result.nll.requires_grad, "nll carries a gradient: return nll.detach()")
-    yield holds("loss has a gradient", result.loss.requires_grad, "loss carries no gradient: nothing would be learned")
+    yield holds("nll is detached", not result.nll.requires_grad, "nll has a gradient: return nll.detach()")
+    yield holds("loss has a gradient", result.loss.requires_grad, "loss has no gradient: nothing would be learned")
     if result.loss.requires_grad:
         (grad,) = torch.autograd.grad(result.loss.sum(), table)
         yield holds("gradients are finite", torch.isfinite(grad).all(), "a gradient is infinite or NaN")
         leaks = float(grad[~noised.scored].abs().max())
-        yield at_most("unscored positions teach nothing", leaks, 0.0, f"a gradient of {leaks:.3g} where nothing scores")
+        yield at_most(
+            "unscored positions have no gradient", leaks, 0.0, f"a gradient of {leaks:.3g} where nothing is scored"
+        )
 
 
-def law_weight(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
+@law(unless=no_noise)
+def law_weight(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
     """The time sampler's weight multiplies loss and nll."""
     noised, logits = a_batch(process)
     plain = Noised(noised.x_0, noised.x_t, noised.t, noised.scored, torch.ones_like(noised.t))
-    weighted, unweighted = (ask(objective, TablePredictor(logits), batch, process) for batch in (noised, plain))
+    weighted, unweighted = (losses_of(objective, TablePrediction(logits), batch, process) for batch in (noised, plain))
     for name in ("loss", "nll"):
         want = getattr(unweighted, name).detach() * noised.weight[:, None]
         error, where = worst_at(relative(getattr(weighted, name).detach(), want, 1e-12, 1e-14), noised.t)
@@ -207,7 +190,8 @@ def law_weight(objective: Objective, process: ForwardProcess) -> Iterator[Findin
         )
 
 
-def law_float32(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
+@law(unless=no_noise)
+def law_float32(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
     """In float32, through the head that training uses, nll and gradient are those of float64."""
     noised, _ = a_batch(process)
     hidden = torch.randn(*noised.x_0.shape, 16, generator=seeded(1)).requires_grad_(True)
@@ -216,9 +200,9 @@ def law_float32(objective: Objective, process: ForwardProcess) -> Iterator[Findi
     logits = hidden64 @ weight.double().T
     if process.mask_id is not None:
         logits = logits.index_fill(-1, torch.tensor([process.mask_id]), float("-inf"))
-    head = Prediction(hidden, Head(weight), process.mask_id)
-    got = ask(objective, head, noised, process)
-    want = ask(objective, TablePredictor(logits), noised, process)
+    head = HeadPrediction(hidden, Head(weight), process.mask_id)
+    got = losses_of(objective, head, noised, process)
+    want = losses_of(objective, TablePrediction(logits), noised, process)
     error, where = worst_at(relative(got.nll.double(), want.nll.double(), 1e-4, 2e-5), noised.t)
     yield at_most("float32 head: same nll", error, 1e-4, f"in float32 the nll at t = {where:.4g} is off by {error:.2g}")
     (grad,) = torch.autograd.grad(got.loss.sum(), hidden)
@@ -232,18 +216,19 @@ def law_float32(objective: Objective, process: ForwardProcess) -> Iterator[Findi
     )
 
 
-# Laws of the loss, which may weigh times as it likes
+# Laws of the loss, which may weight times differently
 
 
-def law_truth_is_stationary(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
-    """At the exact predictor the mean gradient of the loss is zero, for every x_t: training may end there."""
+@law(unless=no_integral)
+def law_truth_is_stationary(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """At the exact predictor the mean gradient of the loss is zero, for every x_t: it is a stationary point."""
     source = toy_source(process)
     noised, share, sequence = noised_everywhere(source, process, nodes(process, num=6))
     everywhere = torch.ones_like(noised.x_t, dtype=torch.bool)
     logits = exact_predictor(objective, process, source)(noised.x_t, noised.t).logits(everywhere)
     table = logits.reshape(*noised.x_t.shape, -1).clone().requires_grad_(True)
     chance = share * source.probs[sequence]
-    loss = objective(TablePredictor(table), noised, process).loss
+    loss = objective(TablePrediction(table), noised, process).loss
     (grad,) = torch.autograd.grad((chance[:, None] * loss).sum(), table)
     times, time = noised.t.unique(return_inverse=True)
     num_states = source.vocab_size**source.length
@@ -261,13 +246,14 @@ def law_truth_is_stationary(objective: Objective, process: ForwardProcess) -> It
     )
 
 
-def law_rows_apart(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
+@law()
+def law_rows_apart(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
     """A sequence's loss does not depend on what else is in the micro-batch."""
     noised, logits = a_batch(process)
-    whole = ask(objective, TablePredictor(logits), noised, process)
+    whole = losses_of(objective, TablePrediction(logits), noised, process)
     for rows in (slice(0, 24), slice(24, 25), slice(25, 64)):
         piece = Noised(noised.x_0[rows], noised.x_t[rows], noised.t[rows], noised.scored[rows], noised.weight[rows])
-        alone = ask(objective, TablePredictor(logits[rows]), piece, process)
+        alone = losses_of(objective, TablePrediction(logits[rows]), piece, process)
         for name in ("loss", "nll"):
             got, want = getattr(alone, name).detach(), getattr(whole, name).detach()[rows]
             error, _ = worst_at(relative(got, want, 1e-9, 1e-10), piece.t)
@@ -279,117 +265,48 @@ def law_rows_apart(objective: Objective, process: ForwardProcess) -> Iterator[Fi
             )
 
 
-def law_nothing_to_score(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
-    """A batch without scored tokens costs nothing, and raises nothing."""
+@law(unless=no_noise)
+def law_nothing_to_score(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """A batch without scored tokens has loss zero, and raises nothing."""
     noised, logits = a_batch(process)
     empty = Noised(noised.x_0, noised.x_0, noised.t, torch.zeros_like(noised.scored), noised.weight)
     head = Head(torch.randn(process.vocab_size, 8, generator=seeded(1)))
     hidden = torch.randn(*noised.x_0.shape, 8, generator=seeded(2))
-    for prediction in (TablePredictor(logits), Prediction(hidden, head, process.mask_id)):
-        cost = float(ask(objective, prediction, empty, process).loss.sum())
-        yield at_most("nothing scored costs nothing", abs(cost), 0.0, f"a batch without scored tokens costs {cost:.3g}")
+    for prediction in (TablePrediction(logits), HeadPrediction(hidden, head, process.mask_id)):
+        cost = float(losses_of(objective, prediction, empty, process).loss.sum())
+        yield at_most("nothing scored, no loss", abs(cost), 0.0, f"a batch without scored tokens has loss {cost:.3g}")
 
 
-def law_blocks(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
-    """Of an objective in blocks: a block costs what it costs alone, at its own time (the other laws have one block)."""
-    if objective.block_size is None:
-        return
+@law(unless=no_blocks)
+def law_blocks(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """The loss of a block is that of the block alone, at its own time (the other laws have one block)."""
     noised, logits = a_batch(process)
-    alone = ask(objective, TablePredictor(logits), noised, process)
+    alone = losses_of(objective, TablePrediction(logits), noised, process)
     pair = (len(noised.t) // 2, -1)  # sequences of two blocks
-    table = read_as(objective.predicts, TablePredictor(logits), process, noised.x_t, noised.t)
+    table = read_as(objective.parameterization, TablePrediction(logits), process, noised.x_t, noised.t)
     everywhere = torch.ones_like(noised.scored)
     joined = Noised(*(getattr(noised, name).reshape(pair) for name in ("x_0", "x_t", "t", "scored", "weight")))
-    prediction = TablePredictor(table.logits(everywhere).reshape(*joined.x_0.shape, -1))
+    prediction = TablePrediction(table.logits(everywhere).reshape(*joined.x_0.shape, -1))
     together = objective(prediction, joined, process)
     for name in ("loss", "nll"):
         got, want = getattr(together, name).detach(), getattr(alone, name).detach().reshape(pair)
         error = float("inf") if got.shape != want.shape else float(relative(got, want, 1e-9, 1e-10).max())
-        yield at_most("a block costs what it does alone", error, 1e-9, f"{name} of a block changes with its neighbour")
+        yield at_most(
+            "loss of a block = of the block alone", error, 1e-9, f"{name} of a block changes with its neighbour"
+        )
 
 
-# The autoregressive baseline
-
-
-def causal_logits(source: Source, x: Tensor) -> Tensor:
-    """Return log p(x^i | x^{<i}) at every position of x (int64 [B, M], M <= L), [B, M, V]."""
-    length, tables = x.shape[1], []
-    for i in range(length):
-        prefix = source.joint.sum(list(range(i + 1, source.length))) if i + 1 < source.length else source.joint
-        conditional = prefix / prefix.sum(-1, keepdim=True).clamp_min(1e-300)
-        tables.append(conditional[tuple(x[:, j] for j in range(i))].expand(len(x), source.vocab_size))
-    return torch.stack(tables, 1).log()
-
-
-def law_next_token(objective: Objective, process: ForwardProcess) -> Iterator[Finding]:
-    """With the exact next-token probabilities the nll is -log p(x)."""
-    source = toy_source(process)
-    x = source.sequences
-    noised = Noised(x, x, torch.ones(len(x)), torch.ones_like(x, dtype=torch.bool), torch.ones(len(x)))
-    nll = objective(TablePredictor(causal_logits(source, x)), noised, process).nll.double().sum(-1)
-    error = (nll + source.probs.log()).abs()
-    worst = int(error.argmax())
-    yield at_most(
-        "nll = -log p(x)",
-        error[worst],
-        1e-11,
-        f"the nll of {x[worst].tolist()} is {float(nll[worst]):.5g} nats, -log p is"
-        f" {-float(source.probs[worst].log()):.5g}",
-    )
-
-
-POINTWISE_LAWS = [law_scored, law_weight, law_float32, law_rows_apart, law_nothing_to_score, law_blocks]
-"""Of an objective and a process with noise, also where noise cannot be enumerated token by token or t is discrete."""
-
-LAWS = [law_exact, law_larger, law_closed_form, law_truth_is_stationary, *POINTWISE_LAWS]
-"""Of an objective that integrates over t and a process that noises tokens independently."""
-
-EXACT_LAWS = [law_next_token, law_scored, law_rows_apart]
-"""Of an objective that is exact, without noise."""
-
-
-# What went wrong, in words
-
-
-def diagnosis(objective: Objective, process: ForwardProcess) -> str:
-    """Return how the nll differs from the generic bound's: at which tokens, by which factor, at which t."""
-    noised, logits = a_batch(process)
-    mine = ask(objective, TablePredictor(logits), noised, process).nll.detach().double()
-    generic = Elbo()(TablePredictor(logits), noised, process).nll
-    due = generic > 1e-9
-    extra = (mine.abs() > 1e-9) & ~due & noised.scored
-    if extra.any():
-        clean = float((noised.x_t == noised.x_0)[extra].double().mean())
-        return f"nll pays at {int(extra.sum())} positions where nothing is due, {clean:.0%} of them clean (x_t = x_0)"
-    t = noised.t[:, None].expand(due.shape)[due]
-    ratio = (mine[due] / generic[due]).nan_to_num(nan=float("inf"))
-    if bool(((ratio - 1).abs() < 1e-6).all()):
-        return "per token it equals the generic bound under this process: look at the process or its schedule"
-    at = int((t - 0.3).abs().argmin())
-    if (ratio[at] - 1).abs() < 1e-6:
-        at = int((ratio - 1).abs().argmax())
-    name = factor_name(process, t, ratio)
-    if name == CONSTANT:
-        return f"nll is {float(ratio[at]):.3g} times the generic bound's, at every t"
-    factor = f"{name} = {float(ratio[at]):.3g}" if name else f"{float(ratio[at]):.3g}"
-    return f"at t = {float(t[at]):.3g} nll is {factor} times the generic bound's"
-
-
-CONSTANT = "constant"
-
-
-def factor_name(process: ForwardProcess, t: Tensor, ratio: Tensor) -> str | None:
-    """Return the name of the ratio [N] as a function of t [N], such as "1/p_mask" (p_mask = 1 - alpha), if any."""
-    alpha = process.alpha(t)
-    slope = torch.func.jvp(process.alpha, (t,), (torch.ones_like(t),))[1]
-    plain = {"p_mask": 1 - alpha, "t": t, "alpha": alpha, "(-alpha')": -slope}
-    plain["p_mask/(-alpha')"] = (1 - alpha) / -slope
-    named = dict(plain)
-    for name, value in plain.items():
-        named[f"1/{name}" if "/" not in name else "(-alpha')/p_mask"] = 1 / value
-        named[f"{name}^2"] = value**2
-    for name, value in named.items():
-        if bool((relative(ratio, value, 1e-6) < 1e-6).all()) and not bool(((value - 1).abs() < 1e-9).all()):
-            return name
-    constant = float(ratio.median())
-    return CONSTANT if bool(((ratio / constant - 1).abs() < 1e-6).all()) else None
+LAWS = [
+    law_exact,
+    law_larger,
+    law_closed_form,
+    law_truth_is_stationary,
+    law_scored,
+    law_weight,
+    law_float32,
+    law_rows_apart,
+    law_nothing_to_score,
+    law_blocks,
+    law_next_token,
+]
+"""Of an objective and a process that it holds for."""

@@ -1,4 +1,4 @@
-"""Processes: every method says the same as alpha_t 1[z = x] + mass_t(z), by brute force on a small vocabulary.
+"""Processes: every method agrees with alpha_t 1[z = x] + mass_t(z), by brute force on a small vocabulary.
 
 Shapes: K times, V vocabulary (the process's own, small). Time: t = 0 is data, t = 1 is noise.
 """
@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dlmkit.laws.enumeration import channel, chi_square_p
-from dlmkit.laws.findings import FALSE_ALARM, Finding, at_least, at_most, holds, relative, worst_at
-from dlmkit.processes.base import ForwardProcess
-from dlmkit.processes.uniform import Uniform
+from dlmkit.laws.findings import FALSE_ALARM, Finding, at_least, at_most, holds, law, relative, worst_at
+from dlmkit.laws.source import channel
+from dlmkit.laws.statistics import chi_square_p
+from dlmkit.parameterizations.x0 import X0LeaveOneOut
+from dlmkit.processes.base import ForwardProcess, InterpolatingProcess
 from dlmkit.randomness import generator_for
 
 TIMES = torch.tensor([1e-4, 0.01, 0.2, 0.5, 0.77, 0.99, 1.0], dtype=torch.float64)
-TOLD = 4
-"""How many numbers of a distribution a line shows."""
+SHOWN = 4
+"""How many numbers of a distribution a message contains."""
 
 
 def between() -> tuple[Tensor, Tensor]:
@@ -44,6 +45,7 @@ def step_matrix(process: ForwardProcess, s: Tensor, t: Tensor) -> Tensor:
     return kept[:, None, None] * torch.eye(process.vocab_size, dtype=torch.float64) + mass[:, None, :]
 
 
+@law()
 def law_mass(process: ForwardProcess) -> Iterator[Finding]:
     """mass >= 0 and sums to 1 - alpha."""
     t = torch.cat([torch.zeros(1, dtype=torch.float64), TIMES])
@@ -66,11 +68,17 @@ def law_mass(process: ForwardProcess) -> Iterator[Finding]:
     )
     error, where = worst_at((process.alpha(t) - alpha).abs(), t)
     yield at_most("alpha() = coefficients()", error, 0.0, f"alpha(t) and coefficients(t) differ at t = {where:.4g}")
-    if isinstance(process, Uniform) and process.mask_id is not None:
-        at_mask = float(mass[:, process.mask_id].max())
-        yield at_most("uniform noise spares the mask", at_mask, 0.0, f"noise draws the mask with chance {at_mask:.3g}")
+    if process.mask_only:
+        reached = torch.arange(process.vocab_size) != process.mask_id
+        elsewhere = float(mass[:, reached].max())
+        yield at_most("mask_only: noise only masks", elsewhere, 0.0, f"another token has mass {elsewhere:.3g}")
+    if isinstance(process, InterpolatingProcess):
+        declared, found = process.num_noise_tokens, int((mass > 0).any(0).sum())
+        meaning = f"noise reaches {found} tokens, num_noise_tokens is {declared}: noise over V includes the mask"
+        yield holds("noise reaches num_noise_tokens", found == declared, meaning)
 
 
+@law()
 def law_marginal(process: ForwardProcess) -> Iterator[Finding]:
     """`marginal` is the channel's matrix product."""
     generator = generator_for("cpu", "marginal")
@@ -84,10 +92,11 @@ def law_marginal(process: ForwardProcess) -> Iterator[Finding]:
         "marginal = alpha x_0 + mass",
         error,
         1e-12,
-        f"marginal at t = {where:.4g} is {told(got[at])}, coefficients() give {told(by_matrix[at])}",
+        f"marginal at t = {where:.4g} is {format_probs(got[at])}, coefficients() give {format_probs(by_matrix[at])}",
     )
 
 
+@law()
 def law_chapman_kolmogorov(process: ForwardProcess) -> Iterator[Finding]:
     """Steps of the chain compose: 0 to s to t is 0 to t."""
     s, t = between()
@@ -104,6 +113,7 @@ def law_chapman_kolmogorov(process: ForwardProcess) -> Iterator[Finding]:
     yield at_most("two transitions make one", error, 1e-12, f"two half steps are not one step to t = {where:.4g}")
 
 
+@law()
 def law_posterior(process: ForwardProcess) -> Iterator[Finding]:
     """Bayes by hand: p(x_0) q_s(y | x_0) q_{t|s}(z | y), normalised over y, for every z that can occur."""
     tokens = data_tokens(process)
@@ -124,12 +134,13 @@ def law_posterior(process: ForwardProcess) -> Iterator[Finding]:
                 seen = int(z[int(row)])
                 worst = error
                 meaning = (
-                    f"q(x_s | x_t = {seen}) with s = {s:.3g}, t = {t:.3g} is {told(got[int(row)])}, Bayes gives"
-                    f" {told(bayes[int(row)])}"
+                    f"q(x_s | x_t = {seen}) with s = {s:.3g}, t = {t:.3g} is {format_probs(got[int(row)])}, Bayes gives"
+                    f" {format_probs(bayes[int(row)])}"
                 )
     yield at_most("posterior = Bayes", worst, 1e-9, meaning)
 
 
+@law()
 def law_rate(process: ForwardProcess) -> Iterator[Finding]:
     """`rate` is the chance of a jump per time."""
     t = TIMES[(TIMES > 1e-3) & (TIMES < 1)]
@@ -142,10 +153,12 @@ def law_rate(process: ForwardProcess) -> Iterator[Finding]:
         "rate = transition per time",
         error,
         1e-4,
-        f"rate at t = {where:.4g} is {told(rate[at])}, transition() over 1e-7 gives {told(quotient[at])}",
+        f"rate at t = {where:.4g} is {format_probs(rate[at])}, transition() over 1e-7 gives"
+        f" {format_probs(quotient[at])}",
     )
 
 
+@law()
 def law_corrupt(process: ForwardProcess) -> Iterator[Finding]:
     """`corrupt` draws from the channel, and touches scored tokens only."""
     # A subclass may draw faster than the base class; the base class stays true all the same.
@@ -178,11 +191,13 @@ def _corrupt(process: ForwardProcess, corrupt: object) -> Iterator[Finding]:
                 "corrupt() follows the marginal",
                 p_value,
                 FALSE_ALARM,
-                f"at t = {time:.4g} token {x} becomes 0, 1, ... with frequency {told(observed / here.sum())}, not"
-                f" {told(expected[x])}",
+                f"at t = {time:.4g} token {x} becomes 0, 1, ... with frequency"
+                f" {format_probs(observed / here.sum())}, not"
+                f" {format_probs(expected[x])}",
             )
 
 
+@law()
 def law_corrupt_is_independent(process: ForwardProcess) -> Iterator[Finding]:
     """Two positions of a row are noised independently, and so are two rows: pair counts factorise."""
     num, size, token = 20_000, process.vocab_size, data_tokens(process)[-1]
@@ -198,6 +213,7 @@ def law_corrupt_is_independent(process: ForwardProcess) -> Iterator[Finding]:
         )
 
 
+@law()
 def law_noise_repeats(process: ForwardProcess) -> Iterator[Finding]:
     """Noise is a function of the generator alone."""
     tokens = data_tokens(process)
@@ -205,59 +221,17 @@ def law_noise_repeats(process: ForwardProcess) -> Iterator[Finding]:
     t = torch.linspace(0, 1, 20, dtype=torch.float64)
     scored = torch.ones_like(x_0, dtype=torch.bool)
     first, again, other = (process.corrupt(x_0, t, scored, generator_for("cpu", seed)) for seed in (5, 5, 6))
-    repeats = torch.equal(first, again) and not (process.noises and torch.equal(first, other))
+    repeats = torch.equal(first, again) and not (process.has_noise and torch.equal(first, other))
     yield holds("drawn from the generator alone", repeats, "equal generators give other noise, or other ones the same")
 
 
-def law_copies(process: ForwardProcess) -> Iterator[Finding]:
-    """Each copy that training makes of a block integrates over t by itself, and is the noise of its own time."""
-    num = 100_000
-    t = (torch.arange(num, dtype=torch.float64) + 0.5) / num
-    times, weight = process.copies(t, torch.ones_like(t))
-    well_made = times.shape == weight.shape == (process.num_copies, num)
-    yield holds("copies [C, B]", well_made, f"copies() of {num} times are {tuple(times.shape)}, {tuple(weight.shape)}")
-    if not well_made or process.num_copies == 1:  # one copy is `corrupt`, which has laws of its own
-        return
-    powers = torch.arange(3)
-    means = (weight * times ** powers[:, None, None]).mean(-1)  # [3, C]
-    error, power = worst_at((means - 1 / (powers[:, None] + 1)).abs(), powers.double())
-    yield at_most(
-        "each copy integrates over t",
-        error,
-        1e-3,
-        f"the mean of weight * t^{power:.0f} is {told(means[int(power)])} over the copies, not {1 / (power + 1):.4g}",
-    )
-    yield from _corrupt_copies(process)
+def _without_noise(process: ForwardProcess) -> str | None:
+    return None if process.has_noise else "it has no noise"
 
 
-def _corrupt_copies(process: ForwardProcess) -> Iterator[Finding]:
-    num, length, token = 2_000, 7, data_tokens(process)[-1]
-    times, _ = process.copies(TIMES.repeat_interleave(num), torch.ones(num * len(TIMES), dtype=torch.float64))
-    x_0 = torch.full((num * len(TIMES), length), token)
-    scored = torch.rand(x_0.shape, generator=generator_for("cpu", "scored copies")) < 0.7
-    x_t, again = (process.corrupt_copies(x_0, times, scored, generator_for("cpu", "copies")) for _ in range(2))
-    repeats = torch.equal(x_t, again)
-    yield holds("copies are drawn from the generator alone", repeats, "equal generators give other copies")
-    touched = float((x_t != x_0)[:, ~scored].double().mean())
-    yield at_most("unscored tokens stay in all copies", touched, 0.0, f"copies change {touched:.1%} of unscored tokens")
-    for copy, (drawn, at) in enumerate(zip(x_t, times, strict=True)):
-        for k in range(len(TIMES)):
-            rows = slice(k * num, (k + 1) * num)
-            here = drawn[rows][scored[rows]]
-            expected = channel(process, at[rows][:1])[0, token]
-            p_value = chi_square_p(torch.bincount(here, minlength=process.vocab_size), expected * len(here))
-            yield at_least(
-                "each copy follows the marginal",
-                p_value,
-                FALSE_ALARM,
-                f"copy {copy} of token {token} is not the noise of its time, t = {float(at[rows][0]):.4g}",
-            )
-
-
+@law(unless=_without_noise)
 def law_prior(process: ForwardProcess) -> Iterator[Finding]:
     """`prior` is the noise at t = 1."""
-    if not process.noises:
-        return
     shape = (4_000, 5)
     _, mass = process.coefficients(torch.ones(1, dtype=torch.float64))
     expected = mass[0] / mass[0].sum()
@@ -270,59 +244,57 @@ def law_prior(process: ForwardProcess) -> Iterator[Finding]:
             "prior = noise at t = 1",
             chi_square_p(counts, expected * x_1.numel()),
             FALSE_ALARM,
-            f"prior() draws 0, 1, ... with frequency {told(counts / x_1.numel())}, the noise at t = 1 is"
-            f" {told(expected)}: samples start where training never was",
+            f"prior() draws 0, 1, ... with frequency {format_probs(counts / x_1.numel())}, the noise at t = 1 is"
+            f" {format_probs(expected)}: samples start where training never was",
         )
 
 
-def law_log_x0(process: ForwardProcess) -> Iterator[Finding]:
-    """`log_x0` is the softmax where a token may change, and carries the others over."""
+@law()
+def law_x0_prediction(process: ForwardProcess, parameterization: X0LeaveOneOut | None = None) -> Iterator[Finding]:
+    """A prediction of x_0 is the softmax where a token may change, and carries the others over."""
+    parameterization = parameterization or X0LeaveOneOut()
     size = process.vocab_size
     logits = torch.randn(size, size, dtype=torch.float64, generator=generator_for("cpu", "log_x0"))
     if process.mask_id is not None:
         logits[:, process.mask_id] = float("-inf")  # as every prediction has it
     given, x_t = logits.clone(), torch.arange(size)
-    probs = process.log_x0(logits, x_t).exp()
-    if process.mask_id is not None and process.may_change(x_t).any():
-        at_mask = float(probs[process.may_change(x_t), process.mask_id].max())
-        yield at_most("the mask is never predicted", at_mask, 0.0, f"log_x0 gives the mask probability {at_mask:.3g}")
-    error = float((probs.sum(-1) - 1).abs().max())
-    yield at_most("log_x0 is normalised", error, 1e-7, f"exp(log_x0) sums to {float(probs.sum(-1)[0]):.6g}")
+    probs = parameterization.log_x0(logits, x_t, torch.full((size,), 0.5, dtype=torch.float64), process).exp()
     noisy = process.may_change(x_t)
     error = float((probs - given.softmax(-1))[noisy].abs().max()) if noisy.any() else 0.0
-    yield at_most("log_x0 = softmax at noisy tokens", error, 1e-7, "log_x0 is not the softmax of the logits")
+    yield at_most("x_theta = softmax at noisy tokens", error, 1e-7, "x_theta is not the softmax of the logits")
     carried = float((probs - one_hot(process, x_t))[~noisy].abs().max()) if (~noisy).any() else 0.0
     yield at_most(
-        "clean tokens are carried over", carried, 0.0, "where may_change is False log_x0 is not certain of the token"
+        "clean tokens are carried over", carried, 0.0, "where may_change is False x_theta is not certain of the token"
     )
-    yield holds("log_x0 writes to no argument", torch.equal(logits, given), "log_x0 wrote into the logits")
+    yield holds("logits are not written to", torch.equal(logits, given), "log_x0 wrote into the logits")
 
 
+@law()
 def law_may_change(process: ForwardProcess) -> Iterator[Finding]:
-    """False is a promise: the posterior there keeps the token, whatever the prediction."""
+    """Where it is False the posterior keeps the token, whatever the prediction."""
     tokens = torch.arange(process.vocab_size)
     s, t = between()
     s, t = s[t < 1], t[t < 1]  # at t = 1 there may be no such token left
     for token in tokens[~process.may_change(tokens)]:
         z = token.expand(len(s))
         flat = torch.zeros(len(s), process.vocab_size, dtype=torch.float64)
-        posterior = process.posterior(z, process.log_x0(flat, z).exp(), s, t)
+        posterior = process.posterior(z, X0LeaveOneOut().log_x0(flat, z, t, process).exp(), s, t)
         leaves, where = worst_at((posterior - one_hot(process, z)).abs(), t)
         yield at_most(
-            "may_change keeps its promise",
+            "may_change = False keeps the token",
             leaves,
             0.0,
-            f"may_change says that token {int(token)} stays, the posterior at t = {where:.3g} moves {leaves:.3g}",
+            f"may_change is False at token {int(token)}, the posterior at t = {where:.3g} moves {leaves:.3g}",
         )
 
 
-def told(probs: Tensor) -> str:
+def format_probs(probs: Tensor) -> str:
     """Return a distribution as short text."""
-    shown = ", ".join(f"{float(value):.4g}" for value in probs[:TOLD])
-    return f"({shown}{', ...' if len(probs) > TOLD else ''})"
+    shown = ", ".join(f"{float(value):.4g}" for value in probs[:SHOWN])
+    return f"({shown}{', ...' if len(probs) > SHOWN else ''})"
 
 
-MARGINAL_LAWS = [
+LAWS = [
     law_mass,
     law_marginal,
     law_chapman_kolmogorov,
@@ -330,10 +302,9 @@ MARGINAL_LAWS = [
     law_rate,
     law_noise_repeats,
     law_prior,
-    law_log_x0,
+    law_x0_prediction,
     law_may_change,
+    law_corrupt,
+    law_corrupt_is_independent,
 ]
-"""Of any process: what its coefficients say."""
-
-LAWS = [*MARGINAL_LAWS, law_corrupt, law_corrupt_is_independent, law_copies]
-"""Of a process that noises tokens independently."""
+"""Of any process."""

@@ -13,71 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlmkit.laws.enumeration import Source, TablePredictor, all_sequences, index_of, random_source, read_as
-from dlmkit.laws.findings import FALSE_ALARM, Finding, at_most, holds
-from dlmkit.laws.objectives import causal_logits, toy_source
+from dlmkit.generation import generate, prior_sample
+from dlmkit.laws.denoisers import Exact, FixedLogits, exact_denoiser, is_causal
+from dlmkit.laws.findings import FALSE_ALARM, Finding, at_most, holds, law
+from dlmkit.laws.source import Source, all_sequences, index_of, random_source
+from dlmkit.laws.toys import LENGTH, toy_source
+from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
-from dlmkit.samplers.base import Denoiser, Sampler, Step, generate
-from dlmkit.types import Canvas, Context
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.types import Canvas, Denoiser, NetworkInput
 
-LENGTH = 3
 NUM_STEPS = 128
 NUM_SAMPLES = 10_000
 STEP_BIAS = 0.02
 """Total variation that NUM_STEPS steps may leave: two positions drawn in one step are drawn independently."""
-
-
-class Exact:
-    """A denoiser that knows the source: the exact p(x_0^i | x_t^{-i}), or what a sampler wants made of it.
-
-    Args:
-        source: the data.
-        process: the noise.
-        predicts: what its output means; scores are made from the exact prediction, as at t = 1 ratios of p_t are 0 / 0.
-    """
-
-    def __init__(self, source: Source, process: ForwardProcess, predicts: str = "x0_loo") -> None:
-        self.source, self.process, self.predicts = source, process, predicts
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, segments: Tensor | None = None, context: Context | None = None
-    ) -> TablePredictor:
-        """Return the prediction for x_t [B, L] at t [B]; with a context, for the last block given the others clean."""
-        if context is not None:
-            return self._in_blocks(x_t, t, context.block_size)
-        exact = self.source.exact_predictor(self.process, x_t, t)
-        if self.predicts != "score":
-            return exact
-        everywhere = torch.ones_like(x_t, dtype=torch.bool)
-        scores = read_as("score", exact, self.process, x_t, t).logits(everywhere)
-        return TablePredictor(scores.reshape(*x_t.shape, -1))
-
-    def _in_blocks(self, x_t: Tensor, t: Tensor, block_size: int) -> TablePredictor:
-        start = (x_t.shape[1] - 1) // block_size * block_size
-        table = torch.zeros(*x_t.shape, self.source.vocab_size, dtype=torch.float64)
-        for prefix in x_t[:, :start].unique(dim=0) if start else x_t[:1, :0]:
-            data, here = self.source.given(prefix, x_t.shape[1]), (x_t[:, :start] == prefix).all(-1)
-            table[here, start:] = Exact(data, self.process, self.predicts)(x_t[here, start:], t[here]).table
-        return TablePredictor(table)
-
-
-class ExactNext:
-    """A causal denoiser that knows the source: the exact p(x^i | x^{<i}); the token at i itself is not read."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, segments: Tensor | None = None, context: Context | None = None
-    ) -> TablePredictor:
-        """Return the prediction for the prefix x_t [B, M]."""
-        return TablePredictor(causal_logits(self.source, x_t))
-
-
-def exact_denoiser(sampler: Sampler, process: ForwardProcess, source: Source) -> Denoiser:
-    """Return the perfect network, in the sense of `sampler.expects`."""
-    return ExactNext(source) if sampler.expects == "next" else Exact(source, process, sampler.expects)
 
 
 def empty(process: ForwardProcess, num: int, length: int = LENGTH) -> Canvas:
@@ -114,17 +64,22 @@ def step_rows(denoiser: Denoiser, process: ForwardProcess, states: Tensor, s: fl
     """Return P(x_s | x_t) of an ancestral step for each x_t in `states` [n, L], as [n, V^L]."""
     n, length = states.shape
     where = torch.ones_like(states, dtype=torch.bool)
-    table = denoiser(states, torch.full((n,), t, dtype=torch.float64)).logits(where).reshape(n, length, -1)
+    at = torch.full((n,), t, dtype=torch.float64)
+    table = denoiser(NetworkInput(states, at)).logits(where).reshape(n, length, -1)
     out = torch.ones(n, 1, dtype=torch.float64)
     for i in range(length):
-        x0_probs = process.log_x0(table[:, i], states[:, i]).exp()
+        x0_probs = X0LeaveOneOut().log_x0(table[:, i], states[:, i], at, process).exp()
         times = (torch.full((n,), time, dtype=torch.float64) for time in (s, t))
         out = (out[:, :, None] * process.posterior(states[:, i], x0_probs, *times)[:, None, :]).flatten(1)
     return out
 
 
 def distribution_after(
-    num_steps: int, denoiser: Denoiser, process: ForwardProcess, sampler: Sampler | None = None, length: int = LENGTH
+    num_steps: int,
+    denoiser: Denoiser,
+    process: ForwardProcess,
+    sampler: Sampler[Any] | None = None,
+    length: int = LENGTH,
 ) -> Tensor:
     """Return the distribution of `generate` with ancestral steps and nothing given, [V^L]."""
     states = all_sequences(length, process.vocab_size)
@@ -137,10 +92,11 @@ def distribution_after(
     return now
 
 
+@law(unless=lambda process: None if process.has_noise else "it has no noise")
 def law_reverse_chain(process: ForwardProcess) -> Iterator[Finding]:
     """Of a process: with the exact predictor its reverse chain tends to the data as the steps get finer."""
     source = toy_source(process)
-    denoiser, data = Exact(source, process), source.joint.flatten()
+    denoiser, data = Exact(source, process, X0LeaveOneOut()), source.joint.flatten()
     after = {num: total_variation(distribution_after(num, denoiser, process), data) for num in (16, 64)}
     # The chain starts from pure noise, the data's noisy marginal at t = 1 has alpha(1) of each token left.
     left = LENGTH * float(process.alpha(torch.ones(1, dtype=torch.float64)))
@@ -156,22 +112,37 @@ def law_reverse_chain(process: ForwardProcess) -> Iterator[Finding]:
 # Laws of a sampler
 
 
-def law_times(sampler: Sampler) -> Iterator[Finding]:
-    """The times run from noise (1) to data (0)."""
-    for num_steps in (1, 2, 50):
+@law()
+def law_times(sampler: Sampler[Any]) -> Iterator[Finding]:
+    """The times run from noise (1) to data (0), and stay there if steps remain."""
+    canvas = Canvas(torch.zeros(1, LENGTH, dtype=torch.int64), torch.zeros(1, LENGTH, dtype=torch.bool))
+    for requested in (1, 2, 50):
+        num_steps = sampler.num_steps(canvas, requested)
         times = sampler.times(num_steps)
         falls = len(times) == num_steps + 1 and times.dtype == torch.float64
-        falls = falls and float(times[0]) == 1.0 and float(times[-1]) == 0.0 and bool((times.diff() < 0).all())
+        falls = falls and float(times[0]) == 1.0 and float(times[-1]) == 0.0
+        falls = falls and bool(((times.diff() < 0) | (times[1:] == 0)).all())
         shown = f"{float(times[0]):.3g} to {float(times[-1]):.3g} in {len(times) - 1} steps"
         yield holds(
             "times fall from 1 to 0", falls, f"times({num_steps}) run from {shown}, {times.dtype}: not from 1 down to 0"
         )
 
 
-def law_distribution(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding]:
-    """With the exact predictor the samples have the data's distribution (where the sampler means them to)."""
-    if not sampler.faithful:
-        return
+def _not_faithful(sampler: Sampler[Any], process: ForwardProcess) -> str | None:
+    return None if sampler.faithful else "it seeks likely text (faithful is False)"
+
+
+def _no_infilling(sampler: Sampler[Any], process: ForwardProcess) -> str | None:
+    if not process.mask_only:
+        return "a given token does not differ from a noisy one under this noise"
+    if sampler.block_size == 1:
+        return "the first token is drawn before the block that is given"
+    return _not_faithful(sampler, process)
+
+
+@law(unless=_not_faithful)
+def law_distribution(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """With the exact predictor the samples have the data's distribution."""
     source = toy_source(process, LENGTH)
     denoiser, canvas = exact_denoiser(sampler, process, source), empty(process, NUM_SAMPLES)
     done = generate(denoiser, process, sampler, canvas, NUM_STEPS, generator_for("cpu", "all"))
@@ -188,12 +159,10 @@ def law_distribution(sampler: Sampler, process: ForwardProcess) -> Iterator[Find
     )
 
 
-def law_infilling(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding]:
-    """Around a given token the samples follow the conditional distribution (where a given token is a clean one)."""
-    if not sampler.faithful or not process.loo_is_x0 or process.mask_id is None:
-        return
-    if sampler.block_size == 1:  # the first token is drawn before the block that is given
-        return
+@law(unless=_no_infilling)
+def law_infilling(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """Around a given token the samples follow the conditional distribution."""
+    assert process.mask_id is not None
     source = toy_source(process, LENGTH)
     given = int(source.sequences[0, 1])
     fixed = torch.tensor([False, True, False]).expand(NUM_SAMPLES, -1)
@@ -212,7 +181,8 @@ def law_infilling(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding
     )
 
 
-def law_given_tokens_stay(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding]:
+@law()
+def law_given_tokens_stay(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
     """Given tokens never change, no mask is left, the canvas is not written to."""
     source = random_source(4, process.vocab_size, process.mask_id)
     canvas = _partly_given(sampler, process, source)
@@ -236,7 +206,7 @@ def law_given_tokens_stay(sampler: Sampler, process: ForwardProcess) -> Iterator
     yield at_most("no mask is left", left, 0.0, f"{left} of {done.tokens.numel()} tokens are still masks after 5 steps")
 
 
-def _partly_given(sampler: Sampler, process: ForwardProcess, source: Source) -> Canvas:
+def _partly_given(sampler: Sampler[Any], process: ForwardProcess, source: Source) -> Canvas:
     """Return 200 texts of the source with a random half given; for a left-to-right sampler their beginnings."""
     generator = generator_for("cpu", "canvas")
     # Contexts that can occur, so that every conditional exists.
@@ -244,13 +214,14 @@ def _partly_given(sampler: Sampler, process: ForwardProcess, source: Source) -> 
     tokens = source.sequences[rows]
     fixed = torch.rand(200, source.length, generator=generator) < 0.5
     fixed[:2] = torch.tensor([[True], [False]])  # everything given; nothing given
-    if sampler.expects == "next":
+    if is_causal(sampler):
         fixed = (torch.arange(source.length) < 2).expand(200, -1)
     filler = 0 if process.mask_id is None else process.mask_id
     return Canvas(tokens.masked_fill(~fixed, filler), fixed)
 
 
-def law_draws_repeat(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding]:
+@law()
+def law_draws_repeat(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
     """Samples are a function of the generator alone."""
     source = toy_source(process, LENGTH)
     denoiser = exact_denoiser(sampler, process, source)
@@ -263,13 +234,14 @@ def law_draws_repeat(sampler: Sampler, process: ForwardProcess) -> Iterator[Find
 
 
 WIDE = 61
-"""A vocabulary size that no other dimension has, so that noise over the vocabulary is recognised."""
+"""A vocabulary size unlike any other dimension, so that noise over the vocabulary is recognised."""
 
 
-def law_tail(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding]:
+@law()
+def law_tail(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
     """Tokens are drawn with float64 noise: in float32 a token less likely than 6e-8 is never drawn (arXiv 2409.02908).
 
-    That is too rare to count, so the draws themselves are watched: every random number over the vocabulary.
+    That is too rare to count, so the draws themselves are recorded: every random number over the vocabulary.
 
     Args:
         sampler: the sampler.
@@ -280,29 +252,24 @@ def law_tail(sampler: Sampler, process: ForwardProcess) -> Iterator[Finding]:
         logits[..., process.mask_id] = float("-inf")
     canvas = empty(process, 7, 5)
     state = sampler.init(canvas)
-    noise = process.prior((7, 5), generator_for("cpu", "prior")) if process.noises else canvas.tokens
+    noise = prior_sample(process, (7, 5), generator_for("cpu", "prior"))
     t = torch.full((7,), 0.9, dtype=torch.float64)
 
-    def denoiser(
-        x_t: Tensor, t: Tensor, segments: Tensor | None = None, context: Context | None = None
-    ) -> TablePredictor:
-        return TablePredictor(logits[:, : x_t.shape[1]])
-
-    with RandomNumbers(process.vocab_size) as seen:
+    with RandomNumbers(process.vocab_size) as recorded:
         step = Step(0, sampler.num_steps(canvas, 2), t, t / 2)
-        sampler.step(denoiser, process, noise, canvas.fixed, step, state, generator_for("cpu", "tail"))
-    coarse = [name for name, dtype in seen.draws if dtype != torch.float64]
+        sampler.step(FixedLogits(logits), process, noise, canvas.fixed, step, state, generator_for("cpu", "tail"))
+    coarse = [name for name, dtype in recorded.draws if dtype != torch.float64]
     yield at_most(
         "tokens are drawn in float64",
         len(coarse),
         0.0,
         f"{', '.join(sorted(set(coarse)))} draws over the vocabulary in float32, whose smallest step is 6e-8: rarer"
-        " tokens never come up; use dlmkit.samplers.filtering.categorical",
+        " tokens are never drawn; use dlmkit.samplers.drawing.categorical",
     )
 
 
 class RandomNumbers(TorchDispatchMode):
-    """Watches torch's random numbers whose last dimension is the vocabulary.
+    """Records torch's random numbers whose last dimension is the vocabulary.
 
     Attributes:
         draws: (operation, dtype) of each, in order.
@@ -314,7 +281,7 @@ class RandomNumbers(TorchDispatchMode):
         self.draws: list[tuple[str, torch.dtype]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and take note of it."""
+        """Run the operation and record it."""
         out = func(*args, **(kwargs or {}))
         name = str(func).split(".")[1]
         if torch.Tag.nondeterministic_seeded in func.tags and isinstance(out, Tensor):

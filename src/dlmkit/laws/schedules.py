@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dlmkit.laws.findings import Finding, at_most, relative, worst_at
+from dlmkit.laws.findings import Finding, at_most, law, relative, worst_at
 from dlmkit.schedules.base import Schedule
 
 
@@ -21,7 +21,8 @@ def grid(num: int = 20_001) -> Tensor:
     return torch.linspace(0.0, 1.0, num, dtype=torch.float64)
 
 
-def law_ends(schedule: Schedule) -> Iterator[Finding]:
+@law()
+def law_runs_from_data_to_noise(schedule: Schedule) -> Iterator[Finding]:
     """alpha(0) = 1 and alpha(1) is near 0."""
     start, end = schedule.alpha(float64(0.0, 1.0)).tolist()
     yield at_most(
@@ -35,6 +36,7 @@ def law_ends(schedule: Schedule) -> Iterator[Finding]:
     )
 
 
+@law()
 def law_falls(schedule: Schedule) -> Iterator[Finding]:
     """Alpha is a probability and never grows."""
     t = grid()
@@ -49,8 +51,9 @@ def law_falls(schedule: Schedule) -> Iterator[Finding]:
     )
 
 
+@law()
 def law_shape(schedule: Schedule) -> Iterator[Finding]:
-    """Shape and dtype are those of t, and nothing asks for a gradient."""
+    """Shape and dtype are those of t, and results carry no gradient."""
     wrong = []
     for dtype in (torch.float32, torch.float64):
         t = torch.rand(3, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
@@ -61,6 +64,7 @@ def law_shape(schedule: Schedule) -> Iterator[Finding]:
     yield at_most("shape and dtype of t", len(wrong), 0.0, f"t has shape (3, 4), {'; '.join(wrong)}")
 
 
+@law()
 def law_derivative(schedule: Schedule) -> Iterator[Finding]:
     """A closed form equals automatic differentiation, also without gradients (validation)."""
     t = grid()[1:-1]
@@ -72,6 +76,7 @@ def law_derivative(schedule: Schedule) -> Iterator[Finding]:
         yield at_most("derivative = autograd", error, 1e-8, lambda d=derivative, at=where: _slopes(t, d, autograd, at))  # type: ignore[misc]
 
 
+@law()
 def law_derivative_is_the_slope(schedule: Schedule) -> Iterator[Finding]:
     """The derivative is the difference quotient, with which autograd and closed forms share nothing."""
     t, step = grid(101)[1:-1], 1e-5
@@ -87,6 +92,7 @@ def _slopes(t: Tensor, derivative: Tensor, slope: Tensor, where: float) -> str:
     return f"d alpha/dt is {mine:.6g} at t = {where:.4g}, alpha's slope there is {right:.6g}: losses are off by as much"
 
 
+@law()
 def law_inverse(schedule: Schedule) -> Iterator[Finding]:
     """`inverse` undoes `alpha`."""
     t = grid(1_001)[1:-1]
@@ -107,4 +113,4 @@ def law_inverse(schedule: Schedule) -> Iterator[Finding]:
     yield at_most("inverse(alpha(0)) = 0", abs(start), 1e-6, f"inverse(alpha(0)) is {start:.3g}, not 0")
 
 
-LAWS = [law_ends, law_falls, law_shape, law_derivative, law_derivative_is_the_slope, law_inverse]
+LAWS = [law_runs_from_data_to_noise, law_falls, law_shape, law_derivative, law_derivative_is_the_slope, law_inverse]

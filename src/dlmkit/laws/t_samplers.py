@@ -9,21 +9,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dlmkit.laws.findings import STANDARD_ERRORS, Finding, at_most, holds
+from dlmkit.laws.findings import STANDARD_ERRORS, Finding, at_most, holds, law
 from dlmkit.randomness import generator_for
 from dlmkit.schedules.base import Schedule
 from dlmkit.t_samplers.base import TimeSampler
+from dlmkit.types import Noised, StepOutput, TimeDraw
 
 NUM_DRAWS = 200_000
 NUM_CELLS = 10
 LEFT_OUT = 0.01
-"""Times that no sampler may leave out are those with more noise than this share (or later, without a schedule)."""
+"""Times with a mask rate above this (or later than this, without a schedule) may not be left out by any sampler."""
 
 ROUNDING = 1e-9
 """How far outside of its range a time may be, because an inverse was found by bisection."""
 
-NUM_LESSONS, LESSON = 100, 256
-"""Steps, and draws of each, from which a sampler that learns is taught."""
+NUM_UPDATES, DRAWS_PER_UPDATE = 100, 256
+"""Steps, and draws of each, that a sampler with state is fitted on."""
 
 SMOOTH = {
     "t^3": (lambda t: t**3, lambda t: t**4 / 4),
@@ -32,6 +33,7 @@ SMOOTH = {
 """Functions that vanish at 0, where samplers leave out [0, eps], with their antiderivatives."""
 
 
+@law()
 def law_draws(sampler: TimeSampler) -> Iterator[Finding]:
     """T is in (0, 1], the weights are positive, both float64, and a generator makes the same draw again."""
     t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "mean"))
@@ -48,67 +50,83 @@ def law_draws(sampler: TimeSampler) -> Iterator[Finding]:
     yield holds("drawn from the generator alone", repeats, "equal generators give other times, or other ones the same")
 
 
+@law()
 def law_mean_is_the_integral(sampler: TimeSampler) -> Iterator[Finding]:
-    """The mean of weight * f(t) is the integral of f over the range that the sampler says it covers."""
+    """The mean of weight * f(t) is the integral of f over the sampler's support."""
     t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "mean"))
-    first, last = sampler.covers
+    first, last = sampler.support
     for name, (function, antiderivative) in SMOOTH.items():
         integral = antiderivative(last) - antiderivative(first)
         what = f"its integral over [{first:.3g}, {last:.3g}]"
         yield _mean(f"mean of weight * {name}", weight * function(t), integral, what)
 
 
-def law_covers_the_range(sampler: TimeSampler) -> Iterator[Finding]:
-    """Each tenth of the range weighs its own length, from where there is noise at all, and nothing is outside of it."""
-    first, last = sampler.covers
-    ordered = f"covers is ({first:.3g}, {last:.3g}): give the range of t as 0 <= first < last <= 1"
-    yield holds("covers is a range of [0, 1]", 0 <= first < last <= 1, ordered)
+@law()
+def law_covers_the_support(sampler: TimeSampler) -> Iterator[Finding]:
+    """Each tenth of the support has the weight of its length, from where there is noise; no t is outside."""
+    first, last = sampler.support
+    ordered = f"support is ({first:.3g}, {last:.3g}): give the range of t as 0 <= first < last <= 1"
+    yield holds("support is a range of [0, 1]", 0 <= first < last <= 1, ordered)
     t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "cells"))
     outside = ((t < first - ROUNDING) | (t > last + ROUNDING)).sum()
-    where = f"t ranges over [{t.min():.3g}, {t.max():.3g}], the sampler says that it covers [{first:.3g}, {last:.3g}]"
-    yield at_most("no t outside of the range", outside, 0.0, where)
+    where = f"t ranges over [{t.min():.3g}, {t.max():.3g}], the support is [{first:.3g}, {last:.3g}]"
+    yield at_most("no t outside of the support", outside, 0.0, where)
     start = max(first, first_noisy_time(sampler))
     edges = torch.linspace(start, last, NUM_CELLS + 1, dtype=torch.float64).tolist()
     for left, right in pairwise(edges):
         inside = (t >= left) & (t < right) if right < last else t >= left
-        what = f"the length of [{left:.3g}, {right:.3g}], which draws miss or weigh wrongly"
-        yield _mean("weight of each tenth of the range", weight * inside, right - left, what)
+        what = f"the length of [{left:.3g}, {right:.3g}], which draws miss or give a wrong weight"
+        yield _mean("weight of each tenth of the support", weight * inside, right - left, what)
 
 
+def _stateless(sampler: TimeSampler) -> str | None:
+    learns = _collected(sampler, sampler.sample(1, generator_for("cpu", "update"))).numel()
+    return None if learns else "it learns nothing from the losses"
+
+
+@law(unless=_stateless)
 def law_learning_moves_no_mean(sampler: TimeSampler) -> Iterator[Finding]:
-    """A sampler that learns keeps the laws when it has; what it has seen does not vary more than before."""
-    if not _statistics(sampler, *sampler.sample(1, generator_for("cpu", "lesson"))).numel():
-        return
-    learned = taught(sampler)
-    yield from law_mean_is_the_integral(learned)
-    yield from law_covers_the_range(learned)
-    before, after = (_second_moment(one) for one in (sampler, learned))
-    meaning = f"the second moment of what it was taught is {after:.5g} after it has learned, {before:.5g} before"
+    """A sampler that learns keeps the laws after learning, and the variance on what it was fitted to does not grow."""
+    fitted = fit_to_uneven_loss(sampler)
+    yield from law_mean_is_the_integral(fitted)
+    yield from law_covers_the_support(fitted)
+    before, after = (_second_moment(one) for one in (sampler, fitted))
+    meaning = f"the second moment of the loss that it was fitted to is {after:.5g} after learning, {before:.5g} before"
     yield at_most("learning does not add variance", after / before, 1.05, meaning)
 
 
-def uneven(t: Tensor) -> Tensor:
-    """Return what a sampler is taught: a loss near 1 at small t that falls to a hundredth."""
+@law(unless=_stateless)
+def law_state_is_saved(sampler: TimeSampler) -> Iterator[Finding]:
+    """A fresh sampler that loads the state of one that has learned draws the same times."""
+    fitted, restored = fit_to_uneven_loss(sampler), deepcopy(sampler)
+    restored.load_state_dict(deepcopy(fitted.state_dict()))
+    (t, weight), (again, same) = (one.sample(64, generator_for("cpu", "state")) for one in (fitted, restored))
+    equal = torch.equal(t, again) and torch.equal(weight, same)
+    yield holds("state_dict restores the sampler", equal, "after load_state_dict the draws differ: a resumed run moves")
+
+
+def uneven_loss(t: Tensor) -> Tensor:
+    """Return a loss near 1 at small t that falls to a hundredth."""
     return torch.exp(-8.0 * t) + 0.01
 
 
-def taught(sampler: TimeSampler) -> TimeSampler:
-    """Return a copy of the sampler that has learned from the uneven loss."""
-    learned = deepcopy(sampler)
-    for step in range(NUM_LESSONS):
-        t, weight = learned.sample(LESSON, generator_for("cpu", "lesson", step))
-        learned.observe(_statistics(learned, t, weight))
-    return learned
+def fit_to_uneven_loss(sampler: TimeSampler) -> TimeSampler:
+    """Return a copy of the sampler that was updated with the uneven loss."""
+    fitted = deepcopy(sampler)
+    for step in range(NUM_UPDATES):
+        fitted.update(_collected(fitted, fitted.sample(DRAWS_PER_UPDATE, generator_for("cpu", "update", step))))
+    return fitted
 
 
-def _statistics(sampler: TimeSampler, t: Tensor, weight: Tensor) -> Tensor:
-    loss = (weight * uneven(t))[:, None]
-    return sampler.statistics(t, weight, loss, torch.ones_like(loss, dtype=torch.bool))
+def _collected(sampler: TimeSampler, draw: TimeDraw) -> Tensor:
+    loss = (draw.weight * uneven_loss(draw.t))[:, None]
+    tokens, scored = torch.zeros(loss.shape, dtype=torch.int64), torch.ones_like(loss, dtype=torch.bool)
+    return sampler.collect(StepOutput(draw, loss, Noised(tokens, tokens, draw.t, scored, draw.weight), scored))
 
 
 def _second_moment(sampler: TimeSampler) -> float:
     t, weight = sampler.sample(NUM_DRAWS, generator_for("cpu", "moment"))
-    return float(((weight * uneven(t)) ** 2).mean())
+    return float(((weight * uneven_loss(t)) ** 2).mean())
 
 
 def first_noisy_time(sampler: TimeSampler) -> float:
@@ -126,4 +144,10 @@ def _mean(law: str, terms: Tensor, integral: float, what: str) -> Finding:
     return at_most(law, abs(error), slack, meaning)
 
 
-LAWS = [law_draws, law_mean_is_the_integral, law_covers_the_range, law_learning_moves_no_mean]
+LAWS = [
+    law_draws,
+    law_mean_is_the_integral,
+    law_covers_the_support,
+    law_learning_moves_no_mean,
+    law_state_is_saved,
+]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmkit.objectives.base import Objective
+from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.types import Batch, Context, Network, Noised, Predictor, TokenLoss
+from dlmkit.types import Noised, Prediction, TokenLoss
 
 
-class Block(Objective):
+class BlockElbo(Objective[Any]):
     """nll = sum over blocks b of another objective's nll for block b, given the clean blocks before it.
 
     Each block has a time of its own, and one pass over [x_t | x_0] predicts all of them. For block_size = 1 and
@@ -23,76 +25,76 @@ class Block(Objective):
     Args:
         block_size: tokens per block, at least 1; the length is a multiple of it, or less than it (one block).
         within: the objective inside a block.
+
+    Raises:
+        ValueError: `block_size` is below 1, or `within` is exact or in blocks itself.
     """
 
-    def __init__(self, block_size: int, within: Objective) -> None:
+    name = "block"
+
+    def __init__(self, block_size: int, within: Objective[Any]) -> None:
         if block_size < 1:
             raise ValueError(f"block_size {block_size} is below 1: give the tokens of a block, such as 16")
         if within.exact or within.block_size is not None:
             raise ValueError(
-                f"within {type(within).__name__}: give a diffusion objective for the tokens of a block, such as Masked"
+                f"within={within.name}: give a diffusion objective for the tokens of a block, such as masked"
             )
         self.block_size: int = block_size
         self.within = within
-        self.predicts = within.predicts
-        self.continuous = within.continuous
+        self.parameterization = within.parameterization
+        self.requires = within.requires
+        self.num_steps = within.num_steps
+        self.noisy_positions_only = within.noisy_positions_only
+        self.divides_by_noise_rate = within.divides_by_noise_rate
 
-    def __call__(self, prediction: Predictor, noised: Noised, process: ForwardProcess) -> TokenLoss:
+    def __call__(self, prediction: Prediction, noised: Noised, process: ForwardProcess) -> TokenLoss:
         """Return the losses [B, L] of all blocks; each block is a sequence to the objective inside."""
         shape = noised.x_0.shape
-        result = self.within(*self.rows(prediction, noised), process)
+        result = self.within(*fold_blocks(prediction, noised), process)
         return TokenLoss(result.loss.view(shape), result.nll.view(shape))
 
-    def rows(self, prediction: Predictor, noised: Noised) -> tuple[Predictor, Noised]:
-        """Return both with a row for each block."""
-        blocks = (noised.t.numel(), -1)
-        rows = Noised(
-            noised.x_0.reshape(blocks),
-            noised.x_t.reshape(blocks),
-            noised.t.flatten(),
-            noised.scored.reshape(blocks),
-            noised.weight.flatten(),
+    def inner_parts(self) -> Mapping[str, Part]:
+        """Return the objective inside a block."""
+        return {"within": self.within}
+
+
+def fold_blocks(prediction: Prediction, noised: Noised) -> tuple[Prediction, Noised]:
+    """Return both with a row for each block, [B * K, L / K], where a sequence has K times; else as they are."""
+    if noised.t.ndim == 1:
+        return prediction, noised
+    blocks = (noised.t.numel(), -1)
+    rows = Noised(
+        noised.x_0.reshape(blocks),
+        noised.x_t.reshape(blocks),
+        noised.t.flatten(),
+        noised.scored.reshape(blocks),
+        noised.weight.flatten(),
+        None if noised.segments is None else noised.segments.reshape(blocks),
+        None if noised.noise_rate is None else noised.noise_rate.flatten(),
+    )
+    return _FoldedPrediction(prediction, noised.x_0.shape), rows
+
+
+def num_blocks(length: int, block_size: int | None) -> int:
+    """Return K, the blocks of a sequence of `length` tokens: 1 without blocks.
+
+    Raises:
+        ValueError: blocks of `block_size` do not fill `length`.
+    """
+    if block_size is None or length <= block_size:
+        return 1
+    if length % block_size:
+        raise ValueError(
+            f"length {length} is no multiple of objective.block_size {block_size}: choose a block_size that divides it,"
+            f" or a length such as {length // block_size * block_size}"
         )
-        return _InBlocks(prediction, noised.x_0.shape), rows
-
-    def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        """Return that of the objective inside."""
-        return self.within.log_marginal(logits, x_t, t, process)
-
-    def check(self, process: ForwardProcess) -> None:
-        """Refuse what the objective inside refuses."""
-        self.within.check(process)
-
-    def ask(self, network: Network, batch: Batch, x_t: Tensor, t: Tensor) -> Predictor:
-        """Let the network read the clean tokens too."""
-        return network(x_t, t, batch.segments, Context(batch.tokens, self.block_size))
-
-    def num_times(self, length: int) -> int:
-        """Return the number of blocks.
-
-        Raises:
-            ValueError: blocks of `block_size` do not fill `length`.
-        """
-        if length > self.block_size and length % self.block_size:
-            raise ValueError(
-                f"length {length} is no multiple of objective.block_size {self.block_size}: choose a block_size that"
-                f" divides it, or a length such as {length // self.block_size * self.block_size}"
-            )
-        return max(1, length // self.block_size)
-
-    def noise_time(self, t: Tensor) -> Tensor:
-        """Return that of the objective inside."""
-        return self.within.noise_time(t)
-
-    def head_fraction(self, process: ForwardProcess) -> float:
-        """Return that of the objective inside."""
-        return self.within.head_fraction(process)
+    return length // block_size
 
 
-class _InBlocks:
-    """A prediction for [B, L] to those who ask about blocks, [B * K, L / K]: the same positions in the same order."""
+class _FoldedPrediction:
+    """A prediction for [B, L] addressed by blocks, [B * K, L / K]: the same positions in the same order."""
 
-    def __init__(self, prediction: Predictor, shape: torch.Size) -> None:
+    def __init__(self, prediction: Prediction, shape: torch.Size) -> None:
         self._prediction = prediction
         self._shape = shape
 

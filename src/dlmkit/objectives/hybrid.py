@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlmkit.objectives.base import Objective, at_positions, check_weighting, scatter
-from dlmkit.processes.base import ForwardProcess
+from dlmkit.objectives.base import Objective, check_weighting
+from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.hybrid import Hybrid
-from dlmkit.types import Noised, Predictor, TokenLoss
+from dlmkit.tensors import at_positions, scatter
+from dlmkit.types import Noised, Prediction, TokenLoss
 
 Weighting = Literal["bound", "clipped"]
 WEIGHTINGS = ("bound", "clipped")
@@ -21,7 +22,7 @@ _LINEAR_ABOVE = 40.0
 """Where log(1 + e^x) - x < 1e-17, below the resolution of float64; F.softplus would switch at 20, where it is 2e-9."""
 
 
-class HybridBound(Objective):
+class HybridElbo(Objective[Hybrid]):
     """nll = w_t(z, x_0) * [KL(q || p) + q(z) / p(z) - log(q(z) / p(z)) - 1] with z = x_t, q and p = q_t(. | x_theta).
 
     w_t(z, x_0) is the jump rate into z over q(z): 1 / (t (1 - t)) at a mask, where only KL is left. The mass is the
@@ -32,48 +33,50 @@ class HybridBound(Objective):
 
     Args:
         weighting: of the training loss; the nll always carries the bound's weight.
-            `bound`: the bound itself; `clipped`: w_t at most `max_weight`, for at masked and at replaced tokens w_t
+            `bound`: the bound itself; `clipped`: w_t at most `max_weight`, since at masked and at replaced tokens w_t
             grows like 1 / t towards the data and 1 / (1 - t) towards the noise.
         max_weight: the clip, > 0; read by `clipped` alone, ``None`` otherwise.
+
+    Raises:
+        ValueError: an unknown weighting, or a `max_weight` that does not go with it.
     """
 
-    predicts = "x0_loo"
+    name = "hybrid"
+    parameterization = X0LeaveOneOut()
+    requires = Hybrid
 
     def __init__(self, weighting: Weighting = "bound", max_weight: float | None = None) -> None:
         check_weighting(weighting, WEIGHTINGS, max_weight)
         self.max_weight = max_weight
 
-    def __call__(self, prediction: Predictor, noised: Noised, process: ForwardProcess) -> TokenLoss:
+    def __call__(self, prediction: Prediction, noised: Noised, process: Hybrid) -> TokenLoss:
         """Return the weighted divergence and the bound."""
-        hybrid = _hybrid(process)
         where = noised.scored
         x_0, z = noised.x_0[where], noised.x_t[where]
-        alpha64, at_mask64, floor64 = hybrid.shares(noised.t)
-        # The floor is zero without uniform noise, and its logarithm is wanted: the smallest float32 stands for it.
-        alpha, at_mask, floor = (at_positions(v, where) for v in (alpha64, at_mask64, floor64.clamp_min(_SMALLEST)))
-        into_mask, into_token = (at_positions(rate, where) for rate in hybrid.rates(noised.t))
-        masked = z == hybrid.mask_id
+        alpha64, at_mask64, mass64 = process.shares(noised.t)
+        # The mass at tokens is 0 without uniform noise, and its logarithm is taken: the smallest float32 replaces it.
+        values = (noised.t, alpha64, at_mask64, mass64.clamp_min(_SMALLEST))
+        t, alpha, at_mask, mass = (at_positions(value, where) for value in values)
+        into_mask, into_token = (at_positions(rate, where) for rate in process.rates(noised.t))
+        masked = z == process.mask_id
         rate = torch.where(masked, into_mask, into_token)
-        weight = rate / torch.where(masked, at_mask, floor + torch.where(z == x_0, alpha, 0.0))
+        weight = rate / torch.where(masked, at_mask, mass + torch.where(z == x_0, alpha, 0.0))
 
-        def inner(logits: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor, floor: Tensor) -> Tensor:
-            log_odds = (alpha.log() - floor.log()).to(logits.dtype)
-            alpha, floor = alpha.to(logits.dtype), floor.to(logits.dtype)
-            return divergence(hybrid.log_x0(logits, z), x_0, z, alpha, floor, log_odds, hybrid.mask_id)
+        def inner(logits: Tensor, x_0: Tensor, z: Tensor, t: Tensor, alpha: Tensor, mass: Tensor) -> Tensor:
+            log_ratio = (alpha.log() - mass.log()).to(logits.dtype)
+            alpha, mass = alpha.to(logits.dtype), mass.to(logits.dtype)
+            log_x_theta = self.parameterization.log_x0(logits, z, t, process)
+            return divergence(log_x_theta, x_0, z, alpha, mass, log_ratio, process.mask_id)
 
-        value = prediction.map_logits(inner, where, x_0, z, alpha, floor)
+        value = prediction.map_logits(inner, where, x_0, z, t, alpha, mass)
         times = at_positions(noised.weight, where)
         nll = value.detach() * (weight * times).to(value.dtype)
         loss = value * (weight.clamp_max(self.max_weight or float("inf")) * times).to(value.dtype)
         return TokenLoss(loss=scatter(loss, where), nll=scatter(nll, where))
 
-    def check(self, process: ForwardProcess) -> None:
-        """Refuse any noise but the hybrid one."""
-        _hybrid(process)
-
 
 def divergence(
-    log_x_theta: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor, floor: Tensor, log_odds: Tensor, mask_id: int
+    log_x_theta: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor, mass: Tensor, log_alpha_over_mass: Tensor, mask_id: int
 ) -> Tensor:
     """Return KL(q || p) + q(z) / p(z) - log(q(z) / p(z)) - 1, [n].
 
@@ -85,23 +88,14 @@ def divergence(
         x_0: clean tokens, int64 [n].
         z: noisy tokens, int64 [n].
         alpha: [n].
-        floor: b, the mass at each token but the mask, [n], > 0.
-        log_odds: log(alpha / b) [n], made in float64.
+        mass: b, the mass at each token but the mask, [n], > 0.
+        log_alpha_over_mass: log(alpha / b) [n], computed in float64.
         mask_id: id of the mask token, whose q(z) / p(z) is 1.
     """
-    lift = F.softplus(log_odds[:, None] + log_x_theta, threshold=_LINEAR_ABOVE)
-    lift_x, lift_z = lift.gather(-1, x_0[:, None])[:, 0], lift.gather(-1, z[:, None])[:, 0]
+    log_p = F.softplus(log_alpha_over_mass[:, None] + log_x_theta, threshold=_LINEAR_ABOVE)  # log(p / b)
+    log_p_x0, log_p_z = log_p.gather(-1, x_0[:, None])[:, 0], log_p.gather(-1, z[:, None])[:, 0]
 
-    peak = F.softplus(log_odds, threshold=_LINEAR_ABOVE)
-    kl = (alpha + floor) * (peak - lift_x) - floor * (lift.sum(-1) - lift_x)
-    log_ratio = torch.where(z == x_0, peak, 0.0) - lift_z
+    log_q_x0 = F.softplus(log_alpha_over_mass, threshold=_LINEAR_ABOVE)  # log(q(x_0) / b); elsewhere q = b
+    kl = (alpha + mass) * (log_q_x0 - log_p_x0) - mass * (log_p.sum(-1) - log_p_x0)
+    log_ratio = torch.where(z == x_0, log_q_x0, 0.0) - log_p_z
     return kl + torch.where(z == mask_id, 0.0, torch.expm1(log_ratio) - log_ratio)
-
-
-def _hybrid(process: ForwardProcess) -> Hybrid:
-    if not isinstance(process, Hybrid):
-        raise ValueError(
-            f"objective=hybrid with process={type(process).__name__}: the closed form holds for hybrid noise only;"
-            " set process=hybrid, or objective=elbo"
-        )
-    return process

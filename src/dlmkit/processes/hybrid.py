@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from dlmkit.processes.base import ForwardProcess
+from dlmkit.processes.base import Coefficients, ForwardProcess
 
 _TINY = torch.finfo(torch.float64).tiny
 _BELOW_ONE = 1.0 - torch.finfo(torch.float64).eps
+
+
+class Shares(NamedTuple):
+    """The marginal of a token, [B] each.
+
+    Attributes:
+        alpha: that it is clean.
+        at_mask: the mass at the mask.
+        elsewhere: the mass at each other token.
+    """
+
+    alpha: Tensor
+    at_mask: Tensor
+    elsewhere: Tensor
+
+
+class Rates(NamedTuple):
+    """Jump rates, [B] each: into the mask, and into each other token."""
+
+    into_mask: Tensor
+    into_token: Tensor
 
 
 class Hybrid(ForwardProcess):
@@ -24,6 +47,9 @@ class Hybrid(ForwardProcess):
         mask_id: id of the mask token; required.
         p_uniform: largest share of uniform noise, in [0, 1).
         gamma: how the uniform noise is spread over time, in (0, 2]: above 2 tokens would have to jump backwards.
+
+    Raises:
+        ValueError: there is no mask token, or a value is outside of its range.
     """
 
     def __init__(self, vocab_size: int, mask_id: int | None, p_uniform: float, gamma: float) -> None:
@@ -37,32 +63,33 @@ class Hybrid(ForwardProcess):
         self.mask_id: int = mask_id
         self.num_tokens = vocab_size - 1
         self.gamma = gamma
-        self.peak = 2.0**gamma * p_uniform / (1.0 - p_uniform)
+        self.scale = 2.0**gamma * p_uniform / (1.0 - p_uniform)  # B
+        self.mask_only = p_uniform == 0.0
 
-    def shares(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (alpha, mass at the mask, mass at each other token), [B] each, at t [B]."""
-        c = self.peak * (t * (1.0 - t)) ** (0.5 * self.gamma)
-        return (1.0 - t) / (1.0 + c), t / (1.0 + c), c / (1.0 + c) / self.num_tokens
+    def shares(self, t: Tensor) -> Shares:
+        """Return the marginal at t [B]."""
+        c = self.scale * (t * (1.0 - t)) ** (0.5 * self.gamma)
+        return Shares((1.0 - t) / (1.0 + c), t / (1.0 + c), c / (1.0 + c) / self.num_tokens)
 
-    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the jump rates (into the mask, into each other token), [B] each, at t (float64 [B]).
+    def rates(self, t: Tensor) -> Rates:
+        """Return the jump rates at t (float64 [B]).
 
         1 / ((1 + c) (1 - t)) and (c' + c / (1 - t)) / ((1 + c) N), written without the difference of large terms that
         automatic differentiation makes near t = 0 and 1. The limits there are infinite; what is returned is finite.
         """
         t = t.clamp(_TINY, _BELOW_ONE)
-        c = self.peak * (t * (1.0 - t)) ** (0.5 * self.gamma)
+        c = self.scale * (t * (1.0 - t)) ** (0.5 * self.gamma)
         slope = c / (t * (1.0 - t)) * (0.5 * self.gamma + (1.0 - self.gamma) * t)
-        return 1.0 / ((1.0 + c) * (1.0 - t)), slope / (1.0 + c) / self.num_tokens
+        return Rates(1.0 / ((1.0 + c) * (1.0 - t)), slope / (1.0 + c) / self.num_tokens)
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, t: Tensor) -> Coefficients:
         """Return (alpha [B], mass [B, V])."""
         alpha, at_mask, elsewhere = self.shares(t)
-        return alpha, self._spread(at_mask, elsewhere)
+        return Coefficients(alpha, self._spread(at_mask, elsewhere))
 
     def alpha(self, t: Tensor) -> Tensor:
         """Return alpha [B]."""
-        return self.shares(t)[0]
+        return self.shares(t).alpha
 
     def rate(self, t: Tensor) -> Tensor:
         """Return the jump rates [B, V]."""
@@ -77,26 +104,9 @@ class Hybrid(ForwardProcess):
         noise = drawn.masked_fill(chance < (alpha + at_mask)[:, None], self.mask_id)
         return torch.where((chance >= alpha[:, None]) & scored, noise, x_0)
 
-    def log_x0(self, logits: Tensor, x_t: Tensor) -> Tensor:
-        """Softmax over all tokens but the mask; x_t plays no part (the prediction is leave-one-out).
-
-        Without uniform noise, though, a token that is not the mask is clean, and carried over.
-        """
-        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool, device=logits.device)
-        forbidden[self.mask_id] = True
-        log_probs = logits.masked_fill(forbidden, float("-inf")).log_softmax(-1)
-        if self.peak > 0.0:
-            return log_probs
-        carried = torch.full_like(log_probs, float("-inf")).scatter_(-1, x_t[:, None], 0.0)
-        return torch.where(self.may_change(x_t)[:, None], log_probs, carried)
-
     def prior(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Return all masks."""
         return torch.full(shape, self.mask_id, dtype=torch.int64, device=generator.device)
-
-    def may_change(self, x_t: Tensor) -> Tensor:
-        """Every token may; without uniform noise only masks."""
-        return torch.ones_like(x_t, dtype=torch.bool) if self.peak > 0.0 else x_t == self.mask_id
 
     def _spread(self, at_mask: Tensor, elsewhere: Tensor) -> Tensor:
         """Return [B, V] with one value [B] at the mask and another at every other token, differentiably."""

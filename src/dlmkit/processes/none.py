@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmkit.processes.base import ForwardProcess
+from dlmkit.processes.base import Coefficients, ForwardProcess
 
 
 class NoNoise(ForwardProcess):
@@ -13,19 +13,18 @@ class NoNoise(ForwardProcess):
 
     Args:
         vocab_size: V.
-        mask_id: id that predictions never give (so that a baseline can share its vocabulary with a diffusion model).
+        mask_id: id that is never predicted (so that a baseline can share its vocabulary with a diffusion model).
     """
 
-    noises = False
+    name = "none"
+    has_noise = False
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, t: Tensor) -> Coefficients:
         """Return (1, 0)."""
-        return torch.ones_like(t), torch.zeros(t.shape[0], self.vocab_size, dtype=t.dtype, device=t.device)
+        return Coefficients(
+            torch.ones_like(t), torch.zeros(t.shape[0], self.vocab_size, dtype=t.dtype, device=t.device)
+        )
 
     def corrupt(self, x_0: Tensor, t: Tensor, scored: Tensor, generator: torch.Generator) -> Tensor:
         """Return x_0."""
         return x_0
-
-    def log_x0(self, logits: Tensor, x_t: Tensor) -> Tensor:
-        """Softmax."""
-        return logits.log_softmax(-1)

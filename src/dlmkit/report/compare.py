@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dlmkit.report.reading import Point, Run, parent_of
+from dlmkit.report.load import Budget, Point, Run, parent_of
 
 SAME_BUDGET = 0.01
 """Budgets closer than this share of one another count as equal: runs end on whole steps."""
 
-PLACES = ("run_dir", "dirpath", "if_exists", "cache_dir")
-"""Last parts of configuration keys that say where a run is kept, not what it is."""
+NOT_COMPARED = ("run_dir", "dirpath", "if_exists", "cache_dir")
+"""Last parts of configuration keys that say where a run is kept, not what it is; so do all keys under logger."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ValueAtBudget:
     """A run's validation NLL at a budget.
 
     Attributes:
         nll: nats per token.
         stderr: its standard error, if known.
-        final: whether it is the run's final validation; otherwise it was read off the curve.
+        final: whether it is the run's final validation; otherwise it is interpolated on the curve.
     """
 
     nll: float
@@ -34,11 +34,11 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """A budget, and what each run (by label) had reached there; ``None`` for a run whose curve does not span it."""
+class AtBudget:
+    """A budget, and each run's value there by its label; ``None`` for a run whose curve does not span it."""
 
     amount: float
-    readings: dict[str, Reading | None]
+    values: dict[str, ValueAtBudget | None]
 
 
 @dataclass(frozen=True)
@@ -74,31 +74,31 @@ def at_budget(curve: Sequence[Point], budget: float) -> Point | None:
     return None
 
 
-def equal_budget(runs: Sequence[Run], budget: str) -> list[Budget]:
+def equal_budget(runs: Sequence[Run], budget: Budget) -> list[AtBudget]:
     """Return the comparison at each distinct final budget that at least two runs reached, smallest first.
 
     Args:
         runs: the runs.
-        budget: "total_tokens" or "total_flops", which count the run that a run started from.
+        budget: of tokens or FLOPs, with those of the run that a run started from.
     """
     compared = comparable(runs)
-    rows: list[Budget] = []
-    for amount in sorted({float(run.summary[budget]) for run in compared}):
+    rows: list[AtBudget] = []
+    for amount in sorted({run.spent(budget) for run in compared}):
         if rows and _same(amount, rows[-1].amount):
             continue
-        readings = {run.label: _reading(run, budget, amount) for run in compared}
-        if sum(reading is not None for reading in readings.values()) >= 2:
-            rows.append(Budget(amount, readings))
+        values = {run.label: _value(run, budget, amount) for run in compared}
+        if sum(value is not None for value in values.values()) >= 2:
+            rows.append(AtBudget(amount, values))
     return rows
 
 
-def validation_curve(run: Run, budget: str) -> list[Point]:
+def validation_curve(run: Run, budget: Budget) -> list[Point]:
     """Return the run's validation NLL over `budget`; a finished run's curve ends at its final validation."""
     curve = run.against(budget, "val/nll")
     if not run.finished or not math.isfinite(run.val_nll):
         return curve
-    end = float(run.summary[budget])
-    final = Point(end, run.val_nll, run.summary["val_nll_stderr"])
+    end = run.spent(budget)
+    final = Point(end, run.val_nll, run.val_nll_stderr)
     return [point for point in curve if point.x < end * (1 - 1e-9)] + [final]
 
 
@@ -112,10 +112,10 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
 
 
 def identity(run: Run) -> str:
-    """Return the run's configuration as text, without its seed and its place."""
+    """Return the run's configuration as text, without its seed and its paths."""
     if not run.config:
-        return _without_seed(str(run.summary["name"]))
-    kept = {key: value for key, value in run.config.items() if key.rpartition(".")[2] not in (*PLACES, "seed")}
+        return _without_seed(run.summary.name)
+    kept = {key: value for key, value in run.config.items() if _is_compared(key) and key.rpartition(".")[2] != "seed"}
     return repr(sorted((key, _without_seed(repr(value))) for key, value in kept.items()))
 
 
@@ -124,13 +124,17 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     rows = []
     for key in sorted({key for run in runs for key in run.config}):
         values = [run.config.get(key) for run in runs]
-        if len({repr(value) for value in values}) > 1 and key.rpartition(".")[2] not in PLACES:
+        if len({repr(value) for value in values}) > 1 and _is_compared(key):
             rows.append((key, values))
     return rows
 
 
+def _is_compared(key: str) -> bool:
+    return key.partition(".")[0] != "logger" and key.rpartition(".")[2] not in NOT_COMPARED
+
+
 def warnings_for(runs: Sequence[Run]) -> list[str]:
-    """Return what stands against comparing these runs, the gravest first."""
+    """Return the reasons against comparing these runs, the most serious first."""
     compared = comparable(runs)
     messages = [*_data_warnings(compared), *_grid_warnings(compared), *_subset_warnings(compared)]
     messages += [
@@ -139,15 +143,15 @@ def warnings_for(runs: Sequence[Run]) -> list[str]:
         if run.finished and not math.isfinite(run.val_nll)
     ]
     messages += [
-        f"{run.label} is {run.summary['status']}, not finished: its curve is shown, dashed, and it is not compared."
+        f"{run.label} is {run.summary.status}, not finished: its curve is shown, dashed, and it is not compared."
         for run in runs
         if not run.finished
     ]
     messages += [
-        f"{run.label} started from {run.summary['init_from']}, which is not in this report: its budget counts that"
+        f"{run.label} started from {run.summary.init_from}, which is not in this report: its budget counts that"
         " run, its curve begins after it."
         for run in compared
-        if run.summary.get("init_from") is not None and parent_of(run, runs) is None
+        if run.summary.init_from is not None and parent_of(run, runs) is None
     ]
     return messages
 
@@ -155,7 +159,7 @@ def warnings_for(runs: Sequence[Run]) -> list[str]:
 def _data_warnings(runs: Sequence[Run]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for run in runs:
-        groups.setdefault(str(run.summary.get("data_fingerprint")), []).append(run.label)
+        groups.setdefault(run.summary.data_fingerprint, []).append(run.label)
     if len(groups) < 2:
         return []
     who = "; ".join(f"{fingerprint}: {_some(labels)}" for fingerprint, labels in groups.items())
@@ -166,14 +170,14 @@ def _grid_warnings(runs: Sequence[Run]) -> list[str]:
     grids: dict[Any, list[str]] = {}
     for run in runs:
         if not run.exact:
-            grids.setdefault(run.summary.get("val_t_grid"), []).append(run.label)
+            grids.setdefault(run.summary.val_t_grid, []).append(run.label)
     messages = []
     if len(grids) > 1:
         who = "; ".join(f"{grid}: {_some(labels)}" for grid, labels in grids.items())
-        messages.append(f"The bounds were estimated at different numbers of times t per block (val_t_grid {who}).")
+        messages.append(f"The bounds were estimated at different numbers of times t per sequence (val_t_grid {who}).")
     scored: dict[Any, list[str]] = {}
     for run in runs:
-        scored.setdefault(run.summary.get("val_tokens"), []).append(run.label)
+        scored.setdefault(run.summary.val_tokens, []).append(run.label)
     if len(scored) > 1:
         who = "; ".join(f"{tokens}: {_some(labels)}" for tokens, labels in scored.items())
         messages.append(f"The runs were scored on different numbers of validation tokens ({who}).")
@@ -183,9 +187,9 @@ def _grid_warnings(runs: Sequence[Run]) -> list[str]:
 def _subset_warnings(runs: Sequence[Run]) -> list[str]:
     partial = []
     for run in runs:
-        during = set(run.curves.get("val/tokens", {}).values()) - {run.summary.get("val_tokens")}
+        during = set(run.curves.get("val/tokens", {}).values()) - {run.summary.val_tokens}
         if during:
-            partial.append(f"{run.label} {min(during):,.0f} of {run.summary.get('val_tokens'):,}")
+            partial.append(f"{run.label} {min(during):,.0f} of {run.summary.val_tokens:,}")
     if not partial:
         return []
     return [
@@ -200,11 +204,11 @@ def _some(labels: Sequence[str], most: int = 4) -> str:
     return ", ".join(labels)
 
 
-def _reading(run: Run, budget: str, amount: float) -> Reading | None:
-    if _same(float(run.summary[budget]), amount):
-        return Reading(run.val_nll, run.summary["val_nll_stderr"], final=True)
+def _value(run: Run, budget: Budget, amount: float) -> ValueAtBudget | None:
+    if _same(run.spent(budget), amount):
+        return ValueAtBudget(run.val_nll, run.val_nll_stderr, final=True)
     point = at_budget(validation_curve(run, budget), amount)
-    return None if point is None else Reading(point.y, point.stderr, final=False)
+    return None if point is None else ValueAtBudget(point.y, point.stderr, final=False)
 
 
 def _same(left: float, right: float) -> bool:
@@ -216,7 +220,7 @@ def _mix(low: float, high: float, share: float) -> float:
 
 
 def _mix_errors(left: Point, right: Point, share: float) -> float | None:
-    # Not in quadrature: both points were estimated on the same blocks, so their errors go together.
+    # Not in quadrature: both points were estimated on the same sequences, so their errors are correlated.
     return None if left.stderr is None or right.stderr is None else _mix(left.stderr, right.stderr, share)
 
 

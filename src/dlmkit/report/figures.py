@@ -1,4 +1,4 @@
-"""From runs to the page's charts."""
+"""The page's charts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from dlmkit.report.compare import comparable, identity, validation_curve
+from dlmkit.report.formatting import count, marked, power, scientific, short_count, thousands
+from dlmkit.report.load import Budget, Point, Run, parent_of
 from dlmkit.report.plots import (
     Frame,
     Interval,
@@ -19,8 +21,7 @@ from dlmkit.report.plots import (
     thin,
 )
 from dlmkit.report.plots.lines import label_room
-from dlmkit.report.reading import Point, Run, parent_of
-from dlmkit.report.words import count, marked, power, scientific, short_count, thousands
+from dlmkit.runs import RunSummary
 
 COLOURS = 8
 DASHES = 3
@@ -28,7 +29,7 @@ MOST_POINTS = 90
 NATS = "nats/token"
 
 Write = Callable[[float], str]
-BUDGETS: tuple[tuple[str, str, Write, Write], ...] = (
+BUDGETS: tuple[tuple[Budget, str, Write, Write], ...] = (
     ("total_tokens", "total tokens", short_count, count),
     ("total_flops", "total training FLOPs", power, scientific),
 )
@@ -39,20 +40,18 @@ SMALL_PLOTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("train/mfu", "train/device/mfu"), "Model FLOPs utilisation (MFU)", "share of peak"),
     (("train/grad_norm",), "Gradient norm, before clipping", "norm"),
     (("lr", "lr-*"), "Learning rate", "rate"),
-    (("attention_ratio",), "Visible share of the future (annealing)", "share"),
+    (("attention_ratio",), "Attention to later positions (annealing)", "share"),
 )
-"""Names of a column, the first that exists counts; title; unit."""
+"""Names of a column, of which the first that exists is used; title; unit."""
 
-COSTS: tuple[tuple[str, str, Write, Write, bool], ...] = (
-    ("total_flops", "total training FLOPs", power, scientific, True),
-    ("params", "parameters", short_count, count, True),
-    ("peak_memory_bytes", "peak memory, MiB", thousands, thousands, True),
-    ("tokens_per_second", "training speed, tokens/s", short_count, thousands, False),
+Cost = Callable[[RunSummary], float | None]
+COSTS: tuple[tuple[Cost, str, Write, Write, bool], ...] = (
+    (lambda summary: summary.total_flops, "total training FLOPs", power, scientific, True),
+    (lambda summary: summary.params, "parameters", short_count, count, True),
+    (lambda summary: summary.peak_memory_bytes / 2**20, "peak memory, MiB", thousands, thousands, True),
+    (lambda summary: summary.tokens_per_second, "training speed, tokens/s", short_count, thousands, False),
 )
-"""Key of the summary, name, how it is written on the axis and in a tooltip, whether less is better."""
-
-
-UNITS = {"peak_memory_bytes": 2**20}
+"""What a run cost, its name, how it is written on the axis and in a tooltip, whether less is better."""
 
 
 def looks(runs: Sequence[Run]) -> dict[str, str]:
@@ -73,8 +72,8 @@ def likelihood_figure(runs: Sequence[Run], look: Mapping[str, str]) -> str:
             run.label,
             look[run.label],
             run.val_nll,
-            float(run.summary["val_nll_stderr"]),
-            marked(run.exact, run.val_nll, run.summary["val_nll_stderr"]),
+            run.val_nll_stderr,
+            marked(run.exact, run.val_nll, run.val_nll_stderr),
             not run.exact,
         )
         for run in comparable(runs)
@@ -118,8 +117,8 @@ def small_figures(runs: Sequence[Run], look: Mapping[str, str]) -> str:
 def cost_figures(runs: Sequence[Run], look: Mapping[str, str]) -> str:
     """Return what each run cost against what it reached, for costs in which the runs differ."""
     figures = []
-    for key, name, short, long, less in COSTS:
-        paid = [(run, float(run.summary[key]) / UNITS.get(key, 1)) for run in comparable(runs) if run.summary.get(key)]
+    for cost_of, name, short, long, less in COSTS:
+        paid = [(run, cost) for run in comparable(runs) if (cost := cost_of(run.summary))]
         if len(paid) < 3 or max(cost for _, cost in paid) / min(cost for _, cost in paid) < 1.02:
             continue
         spots = [
@@ -127,7 +126,7 @@ def cost_figures(runs: Sequence[Run], look: Mapping[str, str]) -> str:
                 run.label,
                 look[run.label],
                 Point(cost, run.val_nll),
-                (f"{marked(run.exact, run.val_nll, run.summary['val_nll_stderr'])} {NATS}", f"{long(cost)} {name}"),
+                (f"{marked(run.exact, run.val_nll, run.val_nll_stderr)} {NATS}", f"{long(cost)} {name}"),
                 not run.exact,
             )
             for run, cost in paid
@@ -143,7 +142,7 @@ def cost_figures(runs: Sequence[Run], look: Mapping[str, str]) -> str:
 def _large(
     runs: Sequence[Run],
     look: Mapping[str, str],
-    budget: str,
+    budget: Budget,
     name: str,
     write: tuple[Write, Write],
     kind: str,
@@ -161,7 +160,7 @@ def _large(
     )
 
 
-def _curve(run: Run, budget: str, kind: str) -> list[Point]:
+def _curve(run: Run, budget: Budget, kind: str) -> list[Point]:
     return (
         validation_curve(run, budget) if kind == "validation" else thin(run.against(budget, "train/nll"), MOST_POINTS)
     )
@@ -177,10 +176,8 @@ def _links(runs: Sequence[Run], look: Mapping[str, str], curves: Mapping[str, li
 
 
 def _entropies(runs: Sequence[Run]) -> list[Reference]:
-    known = {run.summary.get("entropy_per_token") for run in comparable(runs)} - {None}
-    return [
-        Reference(float(value), f"entropy of the source {float(value):.3f}") for value in known if value is not None
-    ]
+    known = {run.summary.entropy_per_token for run in comparable(runs)}
+    return [Reference(value, f"entropy of the source {value:.3f}") for value in known if value is not None]
 
 
 def _column(run: Run, names: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""The HTML page: one file that loads nothing, readable in the light, in the dark and on paper."""
+"""The HTML page: one file that loads nothing, with a light, a dark and a printed style."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from typing import Any
 from dlmkit import __version__
 from dlmkit.report.compare import differences, warnings_for
 from dlmkit.report.figures import cost_figures, curve_figures, likelihood_figure, looks, small_figures
-from dlmkit.report.reading import Run
+from dlmkit.report.formatting import DASH, sign_of, thousands
+from dlmkit.report.load import Run
 from dlmkit.report.tables import BOUNDS_NOTE, Cell, Table, budget_tables, run_table, seed_table
-from dlmkit.report.words import DASH, sign_of, thousands
 
 ASSETS = Path(__file__).parent / "assets"
 
 PROVENANCE = (
-    "status", "steps", "val_tokens", "val_t_grid", "init_from", "data_fingerprint", "git_commit", "dlmkit_version",
+    "status", "steps", "precision", "val_tokens", "val_t_grid", "init_from", "data_fingerprint", "git_commit",
+    "dlmkit_version",
 )  # fmt: skip
 
 HOW_TO_READ = (
     "<b>=</b> and filled dots: the exact negative log-likelihood of held-out text (autoregressive models)."
     " <b>\u2264</b> and hollow dots: an upper bound on it (diffusion models), the true value lies at or below. Lower is"
-    " better. A run that started from another one has that run\u2019s tokens and FLOPs on its account, and its curve"
-    " begins where the other\u2019s ends (dotted)."
+    " better. The budget of a run that started from another one includes that run\u2019s tokens and FLOPs, and its"
+    " curve begins where the other\u2019s ends (dotted)."
 )
 COST_NOTE = (
-    "The line joins the runs that no other run beats in both. It takes bounds at their face value, which is to their"
+    "The line joins the runs that no other run beats in both. It compares bounds like exact values, which is to their"
     " disadvantage."
 )
 
@@ -63,21 +64,21 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    names = sorted({str(run.summary.get("experiment") or "runs") for run in runs})
+    names = sorted({run.summary.experiment or "runs" for run in runs})
     return f"{', '.join(names)}: {_plural(len(runs), 'run')}"
 
 
 def _facts(runs: Sequence[Run]) -> str:
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    made = sorted({str(run.summary["dlmkit_version"]) for run in runs if run.summary.get("dlmkit_version")})
-    data = sorted({str(run.summary.get("data_fingerprint")) for run in runs if run.finished})
-    scored = sorted({int(run.summary["val_tokens"]) for run in runs if run.summary.get("val_tokens")})
+    versions = sorted({run.summary.dlmkit_version for run in runs})
+    data = sorted({run.summary.data_fingerprint for run in runs if run.finished})
+    scored = sorted({run.summary.val_tokens for run in runs if run.summary.val_tokens})
     facts = [
         f"{sum(run.finished for run in runs)} of {len(runs)} finished",
         f"data {', '.join(data)}",
         f"{' or '.join(thousands(number) for number in scored)} validation tokens" if scored else "",
         f"written {now} by dlmkit {__version__}",
-        f"runs made by dlmkit {', '.join(made)}" if made and made != [__version__] else "",
+        f"trained by dlmkit {', '.join(versions)}" if versions != [__version__] else "",
     ]
     return " \u00b7 ".join(filter(None, facts))
 
@@ -109,7 +110,7 @@ def _mark(run: Run) -> str:
 
 def _kind(run: Run) -> str:
     if not run.finished:
-        return escape(str(run.summary["status"]))
+        return escape(run.summary.status)
     if not math.isfinite(run.val_nll):
         return "diverged"
     return f"{sign_of(run.exact)} {'exact' if run.exact else 'bound'}"
@@ -127,8 +128,8 @@ def _likelihood(runs: Sequence[Run], look: Mapping[str, str]) -> str:
 
 
 def _description(run: Run) -> str:
-    parts = [run.summary.get(key) for key in ("objective", "process", "schedule", "t_sampler", "backbone")]
-    return " \u00b7 ".join(str(part) for part in parts if part)
+    s = run.summary
+    return " \u00b7 ".join(filter(None, (s.objective, s.process, s.corruption, s.schedule, s.t_sampler, s.backbone)))
 
 
 def _budgets(runs: Sequence[Run], look: Mapping[str, str]) -> str:
@@ -177,7 +178,7 @@ def _curves(runs: Sequence[Run], look: Mapping[str, str]) -> str:
     controls = _choice("what", ("validation", "training")) if training else ""
     controls += _choice("axis", ("linear", "log"))
     note = (
-        "Bars are one standard error. Validations during training may look at fewer times t or blocks than the final"
+        "Bars are one standard error. Validations during training may use fewer times t or sequences than the final"
         " one, so that a curve can step at its end. Training curves are means of neighbouring steps, at most 90 points."
     )
     small = small_figures(runs, look)
@@ -225,7 +226,7 @@ def _how(record: Mapping[str, Any]) -> str:
 
 
 def _by_prompt(record: Mapping[str, Any]) -> dict[tuple[str, int], str]:
-    """Return (prompt, how many of that prompt came before) -> text, so that equal prompts stand side by side."""
+    """Return (prompt, number of earlier samples with it) -> text, so that equal prompts are shown side by side."""
     before: defaultdict[str, int] = defaultdict(int)
     found = {}
     for sample in record["samples"]:
@@ -260,7 +261,8 @@ def _differences(runs: Sequence[Run], look: Mapping[str, str]) -> str:
 
 def _provenance(runs: Sequence[Run], look: Mapping[str, str]) -> str:
     rows = [("folder", [str(run.folder) for run in runs])]
-    rows += [(key, [_value(run.summary.get(key)) for run in runs]) for key in PROVENANCE]
+    summaries = [run.summary.to_dict() for run in runs]
+    rows += [(key, [_value(summary[key]) for summary in summaries]) for key in PROVENANCE]
     return f"<details><summary>folders, commits, data</summary>{_by_run(rows, runs, look)}</details>"
 
 
@@ -281,7 +283,7 @@ def _by_run(rows: Sequence[tuple[str, Sequence[str]]], runs: Sequence[Run], look
 
 
 def _breakable(value: str) -> str:
-    """Let long dotted names and paths break at their joints."""
+    """Let long dotted names and paths break at dots and slashes."""
     text = escape(value)
     return text.replace(".", ".<wbr>").replace("/", "/<wbr>") if len(value) > 16 else text
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dlmkit.report.compare import Reading, SeedGroup, comparable, equal_budget, seed_groups
-from dlmkit.report.reading import Run
-from dlmkit.report.words import (
+from dlmkit.report.compare import SeedGroup, ValueAtBudget, comparable, equal_budget, seed_groups
+from dlmkit.report.formatting import (
     DASH,
     count,
     duration,
@@ -20,25 +19,32 @@ from dlmkit.report.words import (
     thousands,
     tokens_of,
 )
+from dlmkit.report.load import Budget, Run
+
+BUDGETS: tuple[tuple[Budget, str, Callable[[float], str]], ...] = (
+    ("total_tokens", "At equal total tokens", count),
+    ("total_flops", "At equal total FLOPs", scientific),
+)
+"""Budget, title of its table, and how an amount is written."""
 
 BOUNDS_NOTE = (
     "Bounds (\u2264) are upper bounds on the NLL, exact values (=) are not: a bound above an exact value does not"
     " prove a worse model."
 )
 RESULTS_NOTE = (
-    "\u00b1 is one standard error over validation blocks, carried over to perplexity and bits per byte to first"
+    "\u00b1 is one standard error over validation sequences, propagated to perplexity and bits per byte to first"
     " order. Tokens and FLOPs count the run that a run started from."
 )
 EXCESS_NOTE = "The source's entropy is known, so the excess over it is the true error (of a bound: at most that)."
 BUDGET_NOTE = (
     "Nats per token at the same total budget, the run that a run started from counted in. Plain: a run's final"
-    " validation (budgets within 1% of one another count as the same). With *: read off the run's curve, linear in log"
-    " budget between two validations, in the middle of its learning-rate schedule; a run trained for just that"
-    f" budget usually does better. {DASH}: outside the curve's range; nothing is extrapolated."
+    " validation (budgets within 1% of one another count as the same). With *: interpolated on the run's curve, linear"
+    " in log budget between two validations, in the middle of its learning-rate schedule; a run trained for exactly"
+    f" that budget usually does better. {DASH}: outside the curve's range; nothing is extrapolated."
 )
 SEED_NOTE = (
-    "Mean \u00b1 standard error over runs that differ in nothing but the seed: it holds the spread between trainings,"
-    " where the \u00b1 of a single run holds only that between validation blocks."
+    "Mean \u00b1 standard error over runs that differ in nothing but the seed: it contains the spread between"
+    " trainings, where the \u00b1 of a single run contains only that between validation sequences."
 )
 
 
@@ -63,7 +69,7 @@ class Table:
 
 def run_table(runs: Sequence[Run]) -> Table:
     """Return the big table: a row per run, what it reached and what it cost."""
-    with_entropy = any(run.summary.get("entropy_per_token") is not None for run in runs)
+    with_entropy = any(run.summary.entropy_per_token is not None for run in runs)
     columns = ["run", "NLL, nats/token", "perplexity", "bits/byte", "own + before = total tokens", "total FLOPs"]
     columns += ["parameters", "tokens/s", "peak memory", "wall time", "seed"]
     rows = [[Cell(run.label), *_results(run), *_costs(run)] for run in runs]
@@ -78,20 +84,16 @@ def run_table(runs: Sequence[Run]) -> Table:
 def budget_tables(runs: Sequence[Run]) -> list[Table]:
     """Return the comparisons at equal total tokens and at equal total FLOPs, where there are any."""
     tables = []
-    for budget, title, write in (
-        ("total_tokens", "At equal total tokens", count),
-        ("total_flops", "At equal total FLOPs", scientific),
-    ):
+    for budget, title, write in BUDGETS:
         budgets = equal_budget(runs, budget)
         if budgets:
             compared = comparable(runs)
             rows = tuple(
-                (Cell(run.label), *(_reading_cell(at.readings[run.label], run.exact) for at in budgets))
-                for run in compared
+                (Cell(run.label), *(_value_cell(at.values[run.label], run.exact) for at in budgets)) for run in compared
             )
             columns = ("run", *(f"at {write(at.amount)}" for at in budgets))
             tables.append(Table(title, columns, rows, tuple(run.label for run in compared), ""))
-    return [*tables[:-1], *(replace(table, note=BUDGET_NOTE) for table in tables[-1:])]  # said once, below both
+    return [*tables[:-1], *(replace(table, note=BUDGET_NOTE) for table in tables[-1:])]  # once, below both
 
 
 def seed_table(runs: Sequence[Run]) -> Table | None:
@@ -101,21 +103,20 @@ def seed_table(runs: Sequence[Run]) -> Table | None:
         return None
     columns = ["configuration", "seeds", "mean NLL, nats/token", "perplexity of the mean", "single runs"]
     rows = [_seed_row(group) for group in groups]
-    if any(_entropy(group.runs[0]) is not None for group in groups):
+    if any(group.runs[0].summary.entropy_per_token is not None for group in groups):
         columns.insert(3, "above entropy")
         for group, row in zip(groups, rows, strict=True):
-            entropy = _entropy(group.runs[0])
+            entropy = group.runs[0].summary.entropy_per_token
             excess = math.nan if entropy is None else group.mean - entropy
             row.insert(3, Cell(DASH) if entropy is None else Cell(marked(group.exact, excess, group.stderr), excess))
     return Table("Over seeds", tuple(columns), tuple(map(tuple, rows)), (None,) * len(groups), SEED_NOTE)
 
 
 def _results(run: Run) -> list[Cell]:
-    s, nll = run.summary, run.val_nll
+    nll, stderr, bpb = run.val_nll, run.val_nll_stderr, run.summary.val_bpb
     if not run.finished or not math.isfinite(nll):
-        return [Cell(str(s["status"]) if not run.finished else "diverged"), Cell(DASH), Cell(DASH)]
-    stderr = float(s["val_nll_stderr"])
-    ppl, bpb = perplexity(nll), s.get("val_bpb")
+        return [Cell(run.summary.status if not run.finished else "diverged"), Cell(DASH), Cell(DASH)]
+    ppl = perplexity(nll)
     return [
         Cell(marked(run.exact, nll, stderr), nll),
         Cell(f"{sign_of(run.exact)} {ppl:.1f} \u00b1 {ppl * stderr:.1f}", ppl),
@@ -125,39 +126,33 @@ def _results(run: Run) -> list[Cell]:
 
 def _costs(run: Run) -> list[Cell]:
     s = run.summary
-    seed = s.get("seed")
     return [
-        Cell(tokens_of(s), s.get("total_tokens")),
-        Cell(scientific(s.get("total_flops")), s.get("total_flops")),
-        Cell(count(s.get("params")), s.get("params")),
-        Cell(thousands(s.get("tokens_per_second")), s.get("tokens_per_second")),
-        Cell(size(s.get("peak_memory_bytes")), s.get("peak_memory_bytes")),
-        Cell(duration(s.get("wall_seconds")), s.get("wall_seconds")),
-        Cell(DASH if seed is None else str(seed), seed),
+        Cell(tokens_of(s), s.total_tokens),
+        Cell(scientific(s.total_flops), s.total_flops),
+        Cell(count(s.params), s.params),
+        Cell(thousands(s.tokens_per_second), s.tokens_per_second),
+        Cell(size(s.peak_memory_bytes), s.peak_memory_bytes),
+        Cell(duration(s.wall_seconds), s.wall_seconds),
+        Cell(str(s.seed), s.seed),
     ]
 
 
 def _excess(run: Run) -> Cell:
-    entropy = _entropy(run)
+    entropy = run.summary.entropy_per_token
     if entropy is None or not run.finished or not math.isfinite(run.val_nll):
         return Cell(DASH)
     excess = run.val_nll - entropy
-    return Cell(marked(run.exact, excess, run.summary["val_nll_stderr"]), excess)
+    return Cell(marked(run.exact, excess, run.val_nll_stderr), excess)
 
 
-def _reading_cell(reading: Reading | None, exact: bool) -> Cell:
-    if reading is None:
+def _value_cell(value: ValueAtBudget | None, exact: bool) -> Cell:
+    if value is None:
         return Cell(DASH)
-    return Cell(marked(exact, reading.nll, reading.stderr) + ("" if reading.final else " *"), reading.nll)
-
-
-def _entropy(run: Run) -> float | None:
-    entropy = run.summary.get("entropy_per_token")
-    return None if entropy is None else float(entropy)
+    return Cell(marked(exact, value.nll, value.stderr) + ("" if value.final else " *"), value.nll)
 
 
 def _seed_row(group: SeedGroup) -> list[Cell]:
-    single = ", ".join(f"{run.val_nll:.3f} ({run.summary['seed']})" for run in group.runs)
+    single = ", ".join(f"{run.val_nll:.3f} ({run.summary.seed})" for run in group.runs)
     ppl = perplexity(group.mean)
     return [
         Cell(group.label),

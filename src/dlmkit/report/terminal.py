@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dlmkit.report.compare import warnings_for
-from dlmkit.report.reading import Run
+from dlmkit.report.load import Run
 from dlmkit.report.tables import BOUNDS_NOTE, Table, budget_tables, run_table, seed_table
 
 WIDTH_OF_A_FILE = 200
@@ -19,7 +19,7 @@ FRAME = 3
 WIDEST_NAME = 40
 
 
-def render_terminal(runs: Sequence[Run], console: Console | None = None) -> None:
+def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
     """Print the tables and the warnings."""
     console = Console(highlight=False) if console is None else console
     if not console.is_terminal:
@@ -33,8 +33,8 @@ def render_terminal(runs: Sequence[Run], console: Console | None = None) -> None
     console.print(Text(BOUNDS_NOTE, style="italic"))
 
 
-def render_places(html: Path, json: Path | None, folder: Path) -> None:
-    """Print where everything is."""
+def print_paths(html: Path, json: Path | None, folder: Path) -> None:
+    """Print the paths of what was written."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(f"report       {html}"))
     if json is not None:
@@ -44,38 +44,38 @@ def render_places(html: Path, json: Path | None, folder: Path) -> None:
 
 def _print(console: Console, table: Table) -> None:
     console.print(Text(table.title, style="bold"))
-    for places in _parts(table, console.width):
-        console.print(_rich(table, places))
+    for columns in _column_groups(table, console.width):
+        console.print(_rich(table, columns))
     if table.note:
         console.print(Text(table.note, style="dim"))
 
 
-def _parts(table: Table, width: int) -> list[list[int]]:
-    """Share the columns out over as many tables as the width asks for; each begins with the name of the row."""
-    cells = [[column, *(row[place].text for row in table.rows)] for place, column in enumerate(table.columns)]
-    widths = [max(map(len, column)) + FRAME for column in cells]
+def _column_groups(table: Table, width: int) -> list[list[int]]:
+    """Split the columns over as many tables as fit into `width`; each begins with the name of the row."""
+    cells = [[name, *(row[column].text for row in table.rows)] for column, name in enumerate(table.columns)]
+    widths = [max(map(len, texts)) + FRAME for texts in cells]
     first = min(widths[0], WIDEST_NAME + FRAME)
-    parts: list[list[int]] = [[0]]
+    groups: list[list[int]] = [[0]]
     used = first + 1
-    for place in range(1, len(widths)):
-        if used + widths[place] > width and len(parts[-1]) > 1:
-            parts.append([0])
+    for column in range(1, len(widths)):
+        if used + widths[column] > width and len(groups[-1]) > 1:
+            groups.append([0])
             used = first + 1
-        parts[-1].append(place)
-        used += widths[place]
-    return parts
+        groups[-1].append(column)
+        used += widths[column]
+    return groups
 
 
-def _rich(table: Table, places: Sequence[int]) -> RichTable:
+def _rich(table: Table, columns: Sequence[int]) -> RichTable:
     shown = RichTable()
-    for place in places:
-        name = place == 0
+    for column in columns:
+        is_name = column == 0
         shown.add_column(
-            Text(table.columns[place]),
-            justify="left" if name else "right",
-            max_width=WIDEST_NAME if name else None,
+            Text(table.columns[column]),
+            justify="left" if is_name else "right",
+            max_width=WIDEST_NAME if is_name else None,
             overflow="fold",
         )
     for row in table.rows:
-        shown.add_row(*(Text(row[place].text) for place in places))
+        shown.add_row(*(Text(row[column].text) for column in columns))
     return shown

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dlmkit.parameterizations.base import Parameterization
+from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Denoiser, Sampler, Step
-from dlmkit.samplers.filtering import Filter, categorical
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.drawing import Filter, categorical
+from dlmkit.tensors import at_positions
+from dlmkit.types import Denoiser, NetworkInput
 
 
-class Ancestral(Sampler):
+@dataclass(frozen=True)
+class Ancestral(Sampler[None]):
     """x_s ~ q(x_s | x_t, x_theta) at every free position, independently.
 
     First which positions change (probability 1 - q(x_s = x_t)), then to which token: drawn jointly, a token's share is
     its probability times the step size, and float32 noise loses it (arXiv 2409.02908). Under absorbing noise this is
     arXiv 2410.17891's equation 4, and the head runs at the masked positions only.
 
-    Args:
-        temperature, top_k, top_p: see :class:`dlmkit.samplers.filtering.Filter`; applied to x_theta.
+    Attributes:
+        temperature, top_k, top_p: see :class:`dlmkit.samplers.drawing.Filter`; applied to x_theta.
     """
 
-    expects = "x0_loo"
+    temperature: float
+    top_k: int | None
+    top_p: float
 
-    def __init__(self, temperature: float, top_k: int | None, top_p: float) -> None:
-        self.filter = Filter(temperature, top_k, top_p)
+    parameterization: ClassVar[Parameterization] = X0LeaveOneOut()
+
+    def __post_init__(self) -> None:
+        self.filter  # noqa: B018 (refuses settings outside of their ranges)
+
+    @property
+    def filter(self) -> Filter:
+        """The filter on the logits."""
+        return Filter(self.temperature, self.top_k, self.top_p)
 
     def step(
         self,
@@ -35,17 +50,17 @@ class Ancestral(Sampler):
         x_t: Tensor,
         fixed: Tensor,
         step: Step,
-        state: Any,
+        state: None,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, None]:
         """Return the tokens at time s."""
-        open_ = process.may_change(x_t) & ~fixed
-        if not open_.any():
-            return x_t, state
-        now = x_t[open_]
-        row = torch.arange(x_t.shape[0], device=x_t.device)[:, None].expand(x_t.shape)[open_]
-        log_x0 = process.log_x0(self.filter(denoiser(x_t, step.t).logits(open_)), now)
-        posterior = process.posterior(now, log_x0.double().exp(), step.s[row], step.t[row])
+        active = process.may_change(x_t) & ~fixed
+        if not active.any():
+            return x_t, None
+        now, s, t = x_t[active], at_positions(step.s, active), at_positions(step.t, active)
+        logits = self.filter(denoiser(NetworkInput(x_t, step.t)).logits(active))
+        x_theta = self.parameterization.log_x0(logits, now, t, process).double().exp()
+        posterior = process.posterior(now, x_theta, s, t)
 
         stay = posterior.gather(-1, now[:, None])[:, 0]
         uniform = torch.rand(stay.shape, dtype=stay.dtype, device=stay.device, generator=generator)
@@ -54,5 +69,5 @@ class Ancestral(Sampler):
         new = now.clone()
         new[moves] = categorical(others, generator)
         tokens = x_t.clone()
-        tokens[open_] = new
-        return tokens, state
+        tokens[active] = new
+        return tokens, None

@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Denoiser, Sampler, Step
-from dlmkit.samplers.filtering import Filter, categorical
-from dlmkit.types import Canvas
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.drawing import Filter, categorical
+from dlmkit.types import Cache, Canvas, Denoiser, NetworkInput
 
 
-class Autoregressive(Sampler):
-    """One token per step, each drawn given all tokens before it. The number of steps is the number of free positions.
+@dataclass(frozen=True)
+class Progress:
+    """The state of left-to-right generation.
 
-    Args:
-        temperature, top_k, top_p: see :class:`dlmkit.samplers.filtering.Filter`.
+    Attributes:
+        position: the next position to fill.
+        cache: of the tokens before it; ``None`` before the first step.
     """
 
-    expects = "next"
+    position: int
+    cache: Cache | None
 
-    def __init__(self, temperature: float, top_k: int | None, top_p: float) -> None:
-        self.filter = Filter(temperature, top_k, top_p)
 
-    def init(self, canvas: Canvas) -> int:
-        """Return the first position to fill.
+@dataclass(frozen=True)
+class Autoregressive(Sampler[Progress]):
+    """One token per step, each drawn given all tokens before it; one step for each position after the shortest prompt.
+
+    Attributes:
+        temperature, top_k, top_p: see :class:`dlmkit.samplers.drawing.Filter`.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+
+    parameterization = NextToken()
+
+    def __post_init__(self) -> None:
+        self.filter  # noqa: B018 (refuses settings outside of their ranges)
+
+    @property
+    def filter(self) -> Filter:
+        """The filter on the logits."""
+        return Filter(self.temperature, self.top_k, self.top_p)
+
+    def init(self, canvas: Canvas) -> Progress:
+        """Return the first position to fill; prompts may be of unequal length.
 
         Raises:
             ValueError: a fixed token to the right of a free one: a causal model cannot fill in the middle.
         """
-        if (canvas.fixed[:, 1:] & ~canvas.fixed[:, :-1]).any() or (canvas.fixed != canvas.fixed[:1]).any():
+        if (canvas.fixed[:, 1:] & ~canvas.fixed[:, :-1]).any():
             raise ValueError(
-                "an autoregressive model reads left to right and cannot fill in the middle: give a prompt alone,"
+                "an autoregressive model generates left to right and cannot fill in the middle: give a prompt alone,"
                 " or use a diffusion checkpoint for infilling"
             )
-        return int(canvas.fixed[0].sum())
+        return Progress(_shortest_prompt(canvas), None)
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
-        """Return the number of free positions, whatever was requested."""
-        return canvas.tokens.shape[1] - int(canvas.fixed[0].sum())
+        """Return the number of positions after the shortest prompt, whatever was requested."""
+        return max(1, canvas.tokens.shape[1] - _shortest_prompt(canvas))
 
     def step(
         self,
@@ -49,15 +73,22 @@ class Autoregressive(Sampler):
         x_t: Tensor,
         fixed: Tensor,
         step: Step,
-        state: Any,
+        state: Progress,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Any]:
-        """Fill one more position."""
-        position: int = state
-        prefix = x_t[:, : position + 1]  # the token at `position` itself is not seen: the network is shifted
-        here = torch.zeros_like(prefix, dtype=torch.bool)
-        here[:, position] = True
-        logits = denoiser(prefix, step.t).logits(here)
+    ) -> tuple[Tensor, Progress]:
+        """Fill one more position in the sequences where it is free."""
+        position = state.position
+        if position >= x_t.shape[1]:  # everything was given
+            return x_t, state
+        seen = 0 if state.cache is None else state.cache.length
+        cache = denoiser.prefill(x_t[:, seen:position], cache=state.cache)
+        here = x_t[:, position : position + 1]  # its token is not read: the network is shifted
+        logits = denoiser(NetworkInput(here, step.t, cache=cache)).logits(torch.ones_like(here, dtype=torch.bool))
+        drawn = categorical(self.filter(logits).softmax(-1), generator)
         tokens = x_t.clone()
-        tokens[:, position] = categorical(self.filter(logits).softmax(-1), generator)
-        return tokens, position + 1
+        tokens[:, position] = torch.where(fixed[:, position], x_t[:, position], drawn)
+        return tokens, Progress(position + 1, cache)
+
+
+def _shortest_prompt(canvas: Canvas) -> int:
+    return int(canvas.fixed.sum(-1).min())

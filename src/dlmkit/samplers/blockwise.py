@@ -1,41 +1,78 @@
-"""Block diffusion's generation: blocks from left to right, another sampler inside each."""
+"""Generation of block diffusion: blocks from left to right, another sampler inside each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from dlmkit.parameterizations.base import Parameterization
+from dlmkit.parameterizations.next_token import NextToken
+from dlmkit.prefix import AfterPrefix
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Denoiser, Sampler, Step
-from dlmkit.types import Canvas, Context, Predictor
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.types import Cache, Canvas, Denoiser
 
 
-class Blockwise(Sampler):
+@dataclass(frozen=True)
+class BlockState:
+    """The state of blockwise generation.
+
+    Attributes:
+        cache: of the clean blocks before the current one; ``None`` before the first step.
+        within: state of the sampler inside the block.
+    """
+
+    cache: Cache | None
+    within: Any
+
+
+@dataclass(frozen=True)
+class Blockwise(Sampler[BlockState]):
     """x^b ~ p(x^b | x^{<b}) for b = 0, 1, ..., each drawn by the sampler `within`, from t = 1 to 0.
 
-    The steps that are asked for are shared evenly, at least one a block; `within` may take another number. What is
-    given stays, but a block is not drawn in view of what is given after it: infilling has the left context alone.
-    Source: arXiv 2503.09573 (BD3-LM), algorithm 2, without its key-value cache: each step reads the clean blocks anew.
+    The requested steps are divided evenly, at least one a block; `within` may take another number. Given tokens stay,
+    but a block does not depend on what is given after it: infilling has the left context alone. The blocks before the
+    current one are handed to the denoiser once (`Denoiser.prefill`). Source: arXiv 2503.09573 (BD3-LM), algorithm 2.
 
-    Args:
+    Attributes:
         block_size: tokens per block, as in training; the last block may be shorter.
         within: the sampler inside a block.
     """
 
-    def __init__(self, block_size: int, within: Sampler) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size {block_size} is below 1: give that of the objective")
-        if within.expects == "next" or within.block_size is not None:
-            raise ValueError(f"within {type(within).__name__}: give a diffusion sampler, such as Ancestral")
-        self.block_size: int = block_size
-        self.within = within
-        self.expects = within.expects
+    block_size: int = field()  # no default, although the base class has one
+    within: Sampler[Any]
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size {self.block_size} is below 1: give that of the objective")
+        if isinstance(self.within.parameterization, NextToken) or self.within.block_size is not None:
+            raise ValueError(f"within={self.within.name}: give a diffusion sampler without blocks, such as ancestral")
+
+    @property
+    def parameterization(self) -> Parameterization:  # type: ignore[override]
+        """That of the sampler inside a block."""
+        return self.within.parameterization
+
+    @property
+    def faithful(self) -> bool:  # type: ignore[override]
+        """As the sampler inside a block."""
+        return self.within.faithful
+
+    def with_settings(self, **settings: Any) -> Self:
+        """Return a copy with another `block_size`, or with other settings of the sampler inside a block."""
+        own = {key: settings.pop(key) for key in ("block_size", "within") if key in settings}
+        changed = replace(self, **own)
+        return replace(changed, within=changed.within.with_settings(**settings)) if settings else changed
+
+    def init(self, canvas: Canvas) -> BlockState:
+        """Return the state before the first block."""
+        return BlockState(None, None)
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
-        """Return the blocks' steps together."""
+        """Return the steps of all blocks together."""
         num_blocks = -(-canvas.tokens.shape[1] // self.block_size)
         return num_blocks * self.within.num_steps(canvas, max(1, requested // num_blocks))
 
@@ -46,33 +83,26 @@ class Blockwise(Sampler):
         x_t: Tensor,
         fixed: Tensor,
         step: Step,
-        state: Any,
+        state: BlockState,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Any]:
-        """Take one step of `within` in the block whose turn it is."""
+    ) -> tuple[Tensor, BlockState]:
+        """Take one step of `within` in the current block."""
         length = x_t.shape[1]
-        num_steps = step.num_steps // -(-length // self.block_size)
-        block, index = divmod(step.index, num_steps)
-        start, end = block * self.block_size, min((block + 1) * self.block_size, length)
-
-        t, s = self.within.times(num_steps)[index : index + 2].to(x_t.device)
-        inner = Step(index, num_steps, t.expand(len(x_t)), s.expand(len(x_t)))
-        closed = fixed[:, :end] | (torch.arange(end, device=x_t.device) < start)
+        steps_per_block = step.num_steps // -(-length // self.block_size)
+        block, index = divmod(step.index, steps_per_block)
+        here = slice(block * self.block_size, min((block + 1) * self.block_size, length))
+        tokens, closed = x_t[:, here], fixed[:, here]
         if index == 0:
-            state = self.within.init(Canvas(x_t[:, :end], closed))
-        reader = _LastBlock(denoiser, self.block_size)
-        tokens, state = self.within.step(reader, process, x_t[:, :end], closed, inner, state, generator)
-        return torch.cat([tokens, x_t[:, end:]], dim=1), state
+            state = self._enter(denoiser, x_t, Canvas(tokens, closed), state, here.start)
+        assert state.cache is not None
+        t, s = self.within.times(steps_per_block)[index : index + 2].to(x_t.device)
+        inner = Step(index, steps_per_block, t.expand(len(x_t)), s.expand(len(x_t)))
+        given = AfterPrefix(denoiser, state.cache)
+        tokens, within = self.within.step(given, process, tokens, closed, inner, state.within, generator)
+        return torch.cat([x_t[:, : here.start], tokens, x_t[:, here.stop :]], dim=1), replace(state, within=within)
 
-
-@dataclass(frozen=True)
-class _LastBlock:
-    """A denoiser that predicts the last block of what it is given, and takes the blocks before it for clean."""
-
-    denoiser: Denoiser
-    block_size: int
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, segments: Tensor | None = None, context: Context | None = None
-    ) -> Predictor:
-        return self.denoiser(x_t, t, segments, Context(x_t, self.block_size, last=True))
+    def _enter(self, denoiser: Denoiser, x_t: Tensor, block: Canvas, state: BlockState, start: int) -> BlockState:
+        """Return the state at the first step of the block that begins at `start`."""
+        seen = 0 if state.cache is None else state.cache.length
+        cache = denoiser.prefill(x_t[:, seen:start], self.block_size, state.cache)
+        return BlockState(cache, self.within.init(block))

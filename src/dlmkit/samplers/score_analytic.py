@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dlmkit.processes.absorbing import Absorbing
+from dlmkit.parameterizations.score import SMALLEST_ALPHA, Score, interpolating
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.processes.score import SMALLEST_ALPHA, log_score
-from dlmkit.processes.uniform import Uniform
-from dlmkit.samplers.base import Denoiser, Sampler, Step
-from dlmkit.samplers.filtering import categorical
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.drawing import categorical
+from dlmkit.tensors import at_positions
+from dlmkit.types import Denoiser, NetworkInput
 
 LEAST_KEPT = 1e-6
-"""Steps that keep less of a token are not inverted: what is kept is divided by, and rounding grows with it."""
+"""Steps with a smaller alpha_t / alpha_s are not inverted: it is divided by, which amplifies rounding."""
 
 
-class ScoreAnalytic(Sampler):
+class Scores(NamedTuple):
+    """The network's scores at N positions, float64.
+
+    Attributes:
+        log_score: [N, V], -inf at x_t itself and at the mask.
+        alpha_s: [N].
+        alpha_t: [N], at most alpha_s.
+    """
+
+    log_score: Tensor
+    alpha_s: Tensor
+    alpha_t: Tensor
+
+
+class Jumps(NamedTuple):
+    """How N positions change in one step.
+
+    Attributes:
+        probability: of a change, [N].
+        weights: unnormalised probabilities of the other tokens, [N, V].
+    """
+
+    probability: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class ScoreAnalytic(Sampler[None]):
     """p(x_s = y | x_t = z) = q_{t|s}(z | y) p_s(y) / p_t(z) in each position, p_s from the scores by undoing the noise.
 
     With kappa = alpha_t / alpha_s and m the step's mass, p_t = kappa p_s + m gives p_s(y) / p_t(z) = (s(y) - m(y) sum
@@ -27,13 +55,13 @@ class ScoreAnalytic(Sampler):
 
     - absorbing: a mask goes to y with probability s_t(y) (alpha_s - alpha_t) / alpha_t. The last step unmasks whatever
       is left, as an inexact score may not sum to what it should.
-    - uniform: where alpha_t is 0 (the first step of a schedule that ends in pure noise) scores say nothing, as all are
-      1, and nothing changes.
+    - uniform: where alpha_t is 0 (the first step of a schedule that ends in pure noise) scores are uninformative, as
+      all are 1, and nothing changes.
 
     First which positions change, then to which token, both in float64.
     """
 
-    expects = "score"
+    parameterization = Score()
 
     def step(
         self,
@@ -42,62 +70,59 @@ class ScoreAnalytic(Sampler):
         x_t: Tensor,
         fixed: Tensor,
         step: Step,
-        state: Any,
+        state: None,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, None]:
         """Return the tokens at time s."""
-        open_ = process.may_change(x_t) & ~fixed
-        if not open_.any():
-            return x_t, state
-        scores, alpha_s, alpha_t = read_scores(denoiser, process, x_t, open_, step)
-        move, weights = tweedie(scores, x_t[open_], process, alpha_s, alpha_t)
-        if isinstance(process, Absorbing) and step.index == step.num_steps - 1:
-            move = torch.ones_like(move)
-        return leap(x_t, open_, move, weights, generator), state
+        active = process.may_change(x_t) & ~fixed
+        if not active.any():
+            return x_t, None
+        scores = scores_at(self.parameterization, denoiser, process, x_t, active, step)
+        jumps = tweedie(scores, process)
+        if step.index == step.num_steps - 1:
+            jumps = leaving_no_mask(jumps, process)
+        return leap(x_t, active, jumps, generator), None
 
 
-def read_scores(
-    denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, open_: Tensor, step: Step
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (log-scores [N, V], alpha_s [N], alpha_t [N]), float64, at the N True entries of `open_` [B, L]."""
-    row = torch.arange(x_t.shape[0], device=x_t.device)[:, None].expand(x_t.shape)[open_]
-    alpha_s, alpha_t = process.alpha(step.s)[row], process.alpha(step.t)[row]
-    logits = denoiser(x_t, step.t).logits(open_).double()
-    return log_score(logits, x_t[open_], process, alpha_t), alpha_s, alpha_t
+def scores_at(
+    parameterization: Score, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, active: Tensor, step: Step
+) -> Scores:
+    """Return the scores at the N True entries of `active` [B, L]."""
+    alpha_s, alpha_t = at_positions(process.alpha(step.s), active), at_positions(process.alpha(step.t), active)
+    logits = denoiser(NetworkInput(x_t, step.t)).logits(active).double()
+    return Scores(parameterization.log_score(logits, x_t[active], alpha_t, process), alpha_s, alpha_t)
 
 
-def tweedie(
-    scores: Tensor, x_t: Tensor, process: ForwardProcess, alpha_s: Tensor, alpha_t: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (probability of a change [N], unnormalised probabilities of the other tokens [N, V]).
-
-    Args:
-        scores: log-scores [N, V], float64, -inf at x_t.
-        x_t: int64 [N].
-        process: absorbing or uniform noise.
-        alpha_s: float64 [N].
-        alpha_t: float64 [N], at most alpha_s.
-    """
-    s = scores.exp()
-    if not isinstance(process, Uniform):
-        floor = alpha_t.clamp_min(SMALLEST_ALPHA)  # the one that the scores were scaled by
-        return (s.sum(-1) * (alpha_s - alpha_t) / floor).clamp_max(1.0), s
-    kept = alpha_t / alpha_s
-    mass = (1.0 - kept) / process.num_tokens
+def tweedie(scores: Scores, process: ForwardProcess) -> Jumps:
+    """Return the exact reverse step of each position from its scores."""
+    s = scores.log_score.exp()
+    if process.mask_only:
+        alpha_t = scores.alpha_t.clamp_min(SMALLEST_ALPHA)  # the one that the scores were scaled by
+        return Jumps((s.sum(-1) * (scores.alpha_s - scores.alpha_t) / alpha_t).clamp_max(1.0), s)
+    kept = scores.alpha_t / scores.alpha_s
+    mass = (1.0 - kept) / interpolating(process).num_noise_tokens
     noise = mass * (1.0 + s.sum(-1))  # 1 is the score of x_t
     others = mass[:, None] * (s - noise[:, None]).clamp_min(0.0)
-    others = others.masked_fill(scores == float("-inf"), 0.0)
+    others = others.masked_fill(scores.log_score == float("-inf"), 0.0)
     stay = (mass + kept) * (1.0 - noise).clamp_min(0.0)
     total = others.sum(-1)
     known = (kept > LEAST_KEPT) & (total > 0.0)
-    return torch.where(known, total / torch.where(known, total + stay, 1.0), 0.0), others
+    return Jumps(torch.where(known, total / torch.where(known, total + stay, 1.0), 0.0), others)
 
 
-def leap(x_t: Tensor, open_: Tensor, move: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Return x_t [B, L] after the open positions changed with probability move [N], to a token by weights [N, V]."""
-    moves = torch.rand(move.shape, dtype=torch.float64, device=move.device, generator=generator) < move
-    new = x_t[open_]
-    new[moves] = categorical(weights[moves], generator)
+def leaving_no_mask(jumps: Jumps, process: ForwardProcess) -> Jumps:
+    """Return jumps that change every position where noise only masks, as the last step must."""
+    return Jumps(torch.ones_like(jumps.probability), jumps.weights) if process.mask_only else jumps
+
+
+def leap(x_t: Tensor, active: Tensor, jumps: Jumps, generator: torch.Generator) -> Tensor:
+    """Return x_t [B, L] after the active positions changed: first which ones, then to which token."""
+    drawn = torch.rand(
+        jumps.probability.shape, dtype=torch.float64, device=jumps.probability.device, generator=generator
+    )
+    moves = drawn < jumps.probability
+    new = x_t[active]
+    new[moves] = categorical(jumps.weights[moves], generator)
     tokens = x_t.clone()
-    tokens[open_] = new
+    tokens[active] = new
     return tokens

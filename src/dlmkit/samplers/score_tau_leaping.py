@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dlmkit.processes.absorbing import Absorbing
+from dlmkit.parameterizations.score import SMALLEST_ALPHA, Score, interpolating
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.processes.score import SMALLEST_ALPHA
-from dlmkit.processes.uniform import Uniform
-from dlmkit.samplers.base import Denoiser, Sampler, Step
-from dlmkit.samplers.score_analytic import leap, read_scores, tweedie
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.score_analytic import Jumps, Scores, leap, leaving_no_mask, scores_at, tweedie
+from dlmkit.tensors import at_positions
+from dlmkit.types import Denoiser
 
 
-class ScoreTauLeaping(Sampler):
+@dataclass(frozen=True)
+class ScoreTauLeaping(Sampler[None]):
     """Each position jumps to y with probability rate_t (t - s) s_t(y), at most 1 in all; the last step denoises.
 
     rate_t is the forward jump rate into x_t: -alpha' / alpha into the mask, that over N into a token under uniform
@@ -25,7 +26,7 @@ class ScoreTauLeaping(Sampler):
     First which positions change, then to which token, both in float64.
     """
 
-    expects = "score"
+    parameterization = Score()
 
     def step(
         self,
@@ -34,38 +35,25 @@ class ScoreTauLeaping(Sampler):
         x_t: Tensor,
         fixed: Tensor,
         step: Step,
-        state: Any,
+        state: None,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, None]:
         """Return the tokens at time s."""
-        open_ = process.may_change(x_t) & ~fixed
-        if not open_.any():
-            return x_t, state
-        scores, alpha_s, alpha_t = read_scores(denoiser, process, x_t, open_, step)
+        active = process.may_change(x_t) & ~fixed
+        if not active.any():
+            return x_t, None
+        scores = scores_at(self.parameterization, denoiser, process, x_t, active, step)
         if step.index < step.num_steps - 1:
-            row = torch.arange(x_t.shape[0], device=x_t.device)[:, None].expand(x_t.shape)[open_]
-            move, weights = euler(scores, process, step.t, step.t - step.s, row)
+            jumps = euler(scores, process, step, active)
         else:
-            move, weights = tweedie(scores, x_t[open_], process, alpha_s, alpha_t)
-            if isinstance(process, Absorbing):
-                move = torch.ones_like(move)
-        return leap(x_t, open_, move, weights, generator), state
+            jumps = leaving_no_mask(tweedie(scores, process), process)
+        return leap(x_t, active, jumps, generator), None
 
 
-def euler(scores: Tensor, process: ForwardProcess, t: Tensor, length: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (probability of a change [N], unnormalised probabilities of the other tokens [N, V]).
-
-    Args:
-        scores: log-scores [N, V], float64, -inf at x_t.
-        process: absorbing or uniform noise.
-        t: float64 [B].
-        length: of the step in time, float64 [B].
-        row: int64 [N], sequence of each score.
-    """
-    assert isinstance(process, Absorbing | Uniform)
-    alpha = process.schedule.alpha(t).clamp_min(SMALLEST_ALPHA)  # the one that the scores were scaled by
-    rate = -process.schedule.derivative(t) / alpha
-    if isinstance(process, Uniform):
-        rate = rate / process.num_tokens
-    s = scores.exp()
-    return ((rate * length)[row] * s.sum(-1)).clamp_max(1.0), s
+def euler(scores: Scores, process: ForwardProcess, step: Step, active: Tensor) -> Jumps:
+    """Return an Euler step on the reverse rates at the True entries of `active` [B, L]."""
+    noise = interpolating(process)
+    alpha = noise.schedule.alpha(step.t).clamp_min(SMALLEST_ALPHA)  # the one that the scores were scaled by
+    rate = -noise.schedule.derivative(step.t) / alpha / noise.num_noise_tokens
+    s = scores.log_score.exp()
+    return Jumps((at_positions(rate * (step.t - step.s), active) * s.sum(-1)).clamp_max(1.0), s)

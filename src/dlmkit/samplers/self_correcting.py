@@ -1,61 +1,75 @@
-"""Self-correction (GIDD): ancestral sampling, and then the tokens that the model would rather replace."""
+"""Self-correction (GIDD): ancestral sampling, then replacement of tokens that the model finds unlikely."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.ancestral import Ancestral
-from dlmkit.samplers.base import Denoiser, Sampler, Step
-from dlmkit.samplers.filtering import Filter, categorical
+from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.drawing import Filter, categorical
+from dlmkit.types import Canvas, Denoiser, NetworkInput
 
 
-class SelfCorrecting(Sampler):
-    """Ancestral steps, and in the last of them `num_corrections` rounds of correction on the finished text.
+@dataclass(frozen=True)
+class SelfCorrecting(Sampler[bool]):
+    """Ancestral steps, then `num_corrections` steps of correction on the complete text.
 
-    A round draws a proposal from x_theta at every free position and takes over those proposals, `tokens_per_correction`
-    in each sequence, that differ from the token in place and of which the model is most confident; it ends early when
-    no proposal differs anywhere. Each round is one more pass of the network. Text becomes likelier under the model and
-    less varied, so samples do not follow the data's distribution (`faithful` is false), and with a weak model many
-    rounds end in its commonest token. A model that has met replaced tokens in training (hybrid or uniform noise) tells
-    wrong ones; under absorbing noise clean tokens are carried over, and nothing is corrected. Source: arXiv 2503.04482
-    (GIDD), section 5 on self-correction.
+    A correction draws a proposal from x_theta at every free position and accepts those proposals,
+    `tokens_per_correction` in each sequence, that differ from the current token and of which the model is most
+    confident. Once no proposal differs anywhere the remaining corrections cost no pass of the network. Text becomes
+    likelier under the model and less varied, so samples do not follow the data's distribution (`faithful` is false),
+    and with a weak model many corrections end in its commonest token. A model that was trained on replaced tokens
+    (hybrid or uniform noise) recognises wrong ones; under absorbing noise clean tokens are carried over, and nothing is
+    corrected. Source: arXiv 2503.04482 (GIDD), section 5 on self-correction.
 
-    Args:
-        temperature, top_k, top_p: of the ancestral steps, see :class:`dlmkit.samplers.filtering.Filter`.
-        num_corrections: rounds, at least 0; 0 is `ancestral`.
-        tokens_per_correction: tokens that a round changes in a sequence, at least 1.
+    Attributes:
+        temperature, top_k, top_p: of the ancestral steps, see :class:`dlmkit.samplers.drawing.Filter`.
+        num_corrections: steps after the ancestral ones, at least 0; 0 is `ancestral`.
+        tokens_per_correction: tokens that a correction changes in a sequence, at least 1.
         correction_temperature: of the proposals, at least 0; 0 proposes the likeliest token.
-        correction_time: t at which the network reads the finished text, in (0, 1): how much noise it expects in it.
+        correction_time: t of the network's input in a correction, in (0, 1): the noise level that it is conditioned on.
     """
 
-    expects = "x0_loo"
+    temperature: float
+    top_k: int | None
+    top_p: float
+    num_corrections: int
+    tokens_per_correction: int
+    correction_temperature: float
+    correction_time: float
+
+    parameterization = X0LeaveOneOut()
     faithful = False
 
-    def __init__(
-        self,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
-        num_corrections: int,
-        tokens_per_correction: int,
-        correction_temperature: float,
-        correction_time: float,
-    ) -> None:
-        if num_corrections < 0:
-            raise ValueError(f"num_corrections {num_corrections} is negative: use 0 for none")
-        if tokens_per_correction < 1:
-            raise ValueError(f"tokens_per_correction {tokens_per_correction} is below 1: a round changes at least one")
-        if not 0.0 < correction_time < 1.0:
-            raise ValueError(f"correction_time {correction_time} is outside (0, 1): try 0.01, for little noise")
-        self.ancestral = Ancestral(temperature, top_k, top_p)
-        self.propose = Filter(correction_temperature, None, 1.0)
-        self.num_corrections = num_corrections
-        self.tokens_per_correction = tokens_per_correction
-        self.correction_time = correction_time
+    def __post_init__(self) -> None:
+        if self.num_corrections < 0:
+            raise ValueError(f"num_corrections {self.num_corrections} is negative: use 0 for none")
+        if self.tokens_per_correction < 1:
+            raise ValueError(
+                f"tokens_per_correction {self.tokens_per_correction} is below 1: a correction changes at least one"
+            )
+        if not 0.0 < self.correction_time < 1.0:
+            raise ValueError(f"correction_time {self.correction_time} is outside (0, 1): try 0.01, for little noise")
+        Filter(self.temperature, self.top_k, self.top_p)
+        Filter(self.correction_temperature, None, 1.0)
+
+    def init(self, canvas: Canvas) -> bool:
+        """Return whether nothing is left to correct: not yet."""
+        return bool(canvas.fixed.all())
+
+    def num_steps(self, canvas: Canvas, requested: int) -> int:
+        """Return the ancestral steps and the corrections."""
+        return requested + self.num_corrections
+
+    def times(self, num_steps: int) -> Tensor:
+        """Return the grid of the ancestral steps, then 0 for each correction."""
+        reverse = torch.linspace(1.0, 0.0, num_steps - self.num_corrections + 1, dtype=torch.float64)
+        return torch.cat([reverse, reverse.new_zeros(self.num_corrections)])
 
     def step(
         self,
@@ -64,29 +78,32 @@ class SelfCorrecting(Sampler):
         x_t: Tensor,
         fixed: Tensor,
         step: Step,
-        state: Any,
+        state: bool,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Any]:
-        """Return the tokens at time s; after the last step, corrected."""
-        tokens, state = self.ancestral.step(denoiser, process, x_t, fixed, step, state, generator)
-        if step.index == step.num_steps - 1 and not fixed.all():
-            for _ in range(self.num_corrections):
-                corrected = self.correct(denoiser, process, tokens, fixed, generator)
-                if torch.equal(corrected, tokens):
-                    break
-                tokens = corrected
-        return tokens, state
+    ) -> tuple[Tensor, bool]:
+        """Return the tokens at time s, or corrected ones; the state is whether the last correction changed nothing."""
+        num_reverse = step.num_steps - self.num_corrections
+        if step.index < num_reverse:
+            ancestral = Ancestral(self.temperature, self.top_k, self.top_p)
+            reverse = Step(step.index, num_reverse, step.t, step.s)
+            tokens, _ = ancestral.step(denoiser, process, x_t, fixed, reverse, None, generator)
+            return tokens, state
+        if state:
+            return x_t, state
+        corrected = self.correct(denoiser, process, x_t, fixed, generator)
+        return corrected, torch.equal(corrected, x_t)
 
     def correct(
         self, denoiser: Denoiser, process: ForwardProcess, tokens: Tensor, fixed: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Return finished tokens [B, L] after one round; where `fixed` (bool [B, L]) nothing changes."""
+        """Return complete tokens [B, L] after one correction; where `fixed` (bool [B, L]) nothing changes."""
         free = ~fixed
         t = torch.full((tokens.shape[0],), self.correction_time, dtype=torch.float64, device=tokens.device)
-        log_x0 = process.log_x0(denoiser(tokens, t).logits(free), tokens[free])
-        proposal = categorical(self.propose(log_x0).softmax(-1), generator)
+        logits, now = denoiser(NetworkInput(tokens, t)).logits(free), tokens[free]
+        log_x0 = self.parameterization.log_x0(logits, now, t.new_full(now.shape, self.correction_time), process)
+        proposal = categorical(Filter(self.correction_temperature, None, 1.0)(log_x0).softmax(-1), generator)
         confidence = log_x0.gather(-1, proposal[:, None])[:, 0].double()
-        differs = proposal != tokens[free]
+        differs = proposal != now
 
         candidate = tokens.masked_scatter(free, proposal)
         ranked = torch.full(tokens.shape, float("-inf"), dtype=torch.float64, device=tokens.device)

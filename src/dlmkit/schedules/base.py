@@ -1,4 +1,4 @@
-"""The seam of noise schedules."""
+"""The interface of noise schedules."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from dlmkit.parts import Part
 
-class Schedule(ABC):
+
+class Schedule(Part, ABC):
     """alpha(t): the probability that a token is still clean at time t; t = 0 is data, t = 1 is noise.
 
     Laws (dlmkit.laws.schedules): alpha(0) = 1, alpha(1) ~ 0, non-increasing, `derivative` = autograd.
     """
+
+    group = "schedule"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ class Geometric(Schedule):
     """alpha(t) = exp(sigma_min - sigma_min^(1 - t) sigma_max^t).
 
     Source: arXiv 2310.16834 (SEDD), section 5, whose total noise starts at sigma_min; here sigma_min is subtracted,
-    so that alpha(0) = 1 and the bound has no reconstruction term to forget.
+    so that alpha(0) = 1 and the reconstruction term of the bound is zero.
 
     Args:
         sigma_min: noise scale near the data, > 0.

@@ -1,14 +1,14 @@
 """Times from a middle range of noise alone, for training."""
 
 import torch
-from torch import Tensor
 
 from dlmkit.schedules.base import Schedule
-from dlmkit.t_samplers.base import TimeSampler, even_in_alpha
+from dlmkit.t_samplers.base import Support, TimeSampler, stratified_in_alpha
+from dlmkit.types import TimeDraw
 
 
 class Clipped(TimeSampler):
-    """Stratified draws of the noised share 1 - alpha(t) from [low, high], that is, density -alpha'(t) / (high - low).
+    """Stratified draws of the mask rate 1 - alpha(t) from [low, high], that is, density -alpha'(t) / (high - low).
 
     A training choice, and biased on purpose: the mean of weight * f(t) is the integral over the times in the range and
     leaves out the others, where next to nothing or nearly everything is noise and gradients vary most. The loss and
@@ -21,7 +21,7 @@ class Clipped(TimeSampler):
 
     Args:
         schedule: alpha(t), the one that the process uses.
-        low: smallest noised share that is drawn, at least 0.
+        low: smallest mask rate that is drawn, at least 0.
         high: largest, at most 1; where alpha(1) > 0, what there is of noise at t = 1 if that is less.
 
     Raises:
@@ -31,7 +31,7 @@ class Clipped(TimeSampler):
     def __init__(self, schedule: Schedule, low: float, high: float) -> None:
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(
-                f"low {low} and high {high} are no range of the noised share: give 0 <= low < high <= 1, such as"
+                f"low {low} and high {high} are no range of the mask rate: give 0 <= low < high <= 1, such as"
                 " 0.3 and 0.8"
             )
         self.schedule = schedule
@@ -39,21 +39,21 @@ class Clipped(TimeSampler):
         self.high = high
 
     @property
-    def covers(self) -> tuple[float, float]:
-        """The times at which the noised share is `low` and `high`."""
+    def support(self) -> Support:
+        """The times at which the mask rate is `low` and `high`."""
         first, last = self.schedule.inverse(torch.tensor(self._alphas(), dtype=torch.float64)).tolist()
-        return (first if self.low > 0.0 else 0.0, last)
+        return Support(first if self.low > 0.0 else 0.0, last)
 
-    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return draws with weight = (high - low) / -alpha'(t)."""
         top, bottom = self._alphas()
-        return even_in_alpha(self.schedule, top, bottom, num, generator)
+        return stratified_in_alpha(self.schedule, top, bottom, num, generator)
 
     def _alphas(self) -> tuple[float, float]:
         """Return alpha where the range begins and where it ends."""
         least = float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
         if 1.0 - self.low <= least:
             raise ValueError(
-                f"low {self.low} is not below {1.0 - least:.4g}, the noised share at t = 1: lower it, such as to 0.3"
+                f"low {self.low} is not below {1.0 - least:.4g}, the mask rate at t = 1: lower it, such as to 0.3"
             )
         return 1.0 - self.low, max(1.0 - self.high, least)

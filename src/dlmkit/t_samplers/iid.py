@@ -1,9 +1,9 @@
 """Independent uniform times."""
 
 import torch
-from torch import Tensor
 
-from dlmkit.t_samplers.base import TimeSampler, check_eps, stretch
+from dlmkit.t_samplers.base import TimeSampler, check_eps, rescale_to_eps
+from dlmkit.types import TimeDraw
 
 
 class IID(TimeSampler):
@@ -17,6 +17,6 @@ class IID(TimeSampler):
         check_eps(eps)
         self.eps = eps
 
-    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return independent draws."""
-        return stretch(torch.rand(num, dtype=torch.float64, generator=generator), self.eps)
+        return rescale_to_eps(torch.rand(num, dtype=torch.float64, generator=generator), self.eps)

@@ -1,10 +1,10 @@
-"""Times spread evenly over the masked share instead of over t."""
+"""Times spread evenly over the mask rate instead of over t."""
 
 import torch
-from torch import Tensor
 
 from dlmkit.schedules.base import Schedule
-from dlmkit.t_samplers.base import TimeSampler, check_eps, even_in_alpha
+from dlmkit.t_samplers.base import TimeSampler, check_eps, stratified_in_alpha
+from dlmkit.types import TimeDraw
 
 
 class Importance(TimeSampler):
@@ -16,7 +16,7 @@ class Importance(TimeSampler):
 
     Args:
         schedule: alpha(t), the one that the process uses.
-        eps: smallest noised share 1 - alpha that is drawn.
+        eps: smallest mask rate 1 - alpha that is drawn.
     """
 
     def __init__(self, schedule: Schedule, eps: float) -> None:
@@ -24,7 +24,7 @@ class Importance(TimeSampler):
         self.schedule = schedule
         self.eps = eps
 
-    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return draws with weight = (range of alpha) / -alpha'(t)."""
         ends = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        return even_in_alpha(self.schedule, float(ends[0]) - self.eps, float(ends[1]), num, generator)
+        return stratified_in_alpha(self.schedule, float(ends[0]) - self.eps, float(ends[1]), num, generator)

@@ -1,9 +1,12 @@
-"""Importance sampling of t, with a density that is learned from the losses of the training."""
+"""Importance sampling of t, with a density that is learned from the training losses."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from dlmkit.t_samplers.base import TimeSampler, check_eps, strata, stretch
+from dlmkit.t_samplers.base import TimeSampler, check_eps, rescale_to_eps, stratified_uniform
+from dlmkit.types import StepOutput, TimeDraw
 
 
 class Learned(TimeSampler):
@@ -12,86 +15,91 @@ class Learned(TimeSampler):
     With density g, one draw's estimate f / g of the integral of f has the second moment E[f^2 / g], which is least at
     g ~ sqrt(E[f^2 | t]). Here f is the loss per scored token of a sequence (or of a block, where each has its own t)
     without the weight 1 / g. Strata of a smooth mean leave only E[Var[f | t] / g] of the variance, which is least at
-    g ~ sqrt(Var[f | t]): that is `centred`, Neyman's allocation.
+    g ~ sqrt(Var[f | t]): that is `by_variance`, Neyman's allocation.
 
     The density is bounded below, the weights are exactly 1 / g and the draws are stratified through the inverse of the
     cumulative density, so that the mean is the integral whatever has been learned. Until every bin has had
     `warmup_draws` draws the density is uniform.
 
-    Both are about the variance of the loss, of which the gradient's is another matter: for the masked bound under a
+    Both concern the variance of the loss, which is not the variance of the gradient: for the masked bound under a
     linear schedule the first lowers it little and the second much (docs/architecture.md has the numbers).
 
     Source: arXiv 2102.09672 (Improved DDPM), section 3.3, which has a probability for each of T discrete times and
-    keeps the last ten losses of each; not `centred`.
+    keeps the last ten losses of each; not `by_variance`.
 
     Args:
         eps: smallest t; the integral over [0, eps] is left out of the training loss.
         num_bins: bins of the density, at least 1.
-        floor: share of the draws that stays uniform, in (0, 1]: no weight is above 1 / floor.
+        uniform_share: share of the draws that stays uniform, in (0, 1]: no weight is above its inverse.
         decay: of a bin's averages at each optimizer step that draws from it, in [0, 1).
         warmup_draws: draws that each bin must have had before the density is used, at least 1.
-        centred: take the standard deviation of a bin's losses in place of their root mean square.
+        by_variance: take the standard deviation of a bin's losses in place of their root mean square.
 
     Raises:
         ValueError: a value outside of its range.
     """
 
-    def __init__(self, eps: float, num_bins: int, floor: float, decay: float, warmup_draws: int, centred: bool) -> None:
+    def __init__(
+        self, eps: float, num_bins: int, uniform_share: float, decay: float, warmup_draws: int, by_variance: bool
+    ) -> None:
         check_eps(eps)
         if num_bins < 1:
             raise ValueError(f"num_bins {num_bins} is below 1: give the number of bins, such as 32")
-        if not 0.0 < floor <= 1.0:
-            raise ValueError(f"floor {floor} is outside (0, 1]: weights are at most 1 / floor, try 0.1")
+        if not 0.0 < uniform_share <= 1.0:
+            raise ValueError(
+                f"uniform_share {uniform_share} is outside (0, 1]: weights are at most 1 / uniform_share, try 0.1"
+            )
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay {decay} is outside [0, 1): it is what a step leaves of the mean before, try 0.99")
         if warmup_draws < 1:
             raise ValueError(f"warmup_draws {warmup_draws} is below 1: a bin without draws has no mean, try 10")
         self.eps = eps
         self.num_bins = num_bins
-        self.floor = floor
+        self.uniform_share = uniform_share
         self.decay = decay
         self.warmup_draws = warmup_draws
-        self.centred = centred
-        self.drawn = torch.zeros(num_bins, dtype=torch.float64)  # in all
-        self.sums = torch.zeros(3, num_bins, dtype=torch.float64)  # averaged: draws, losses, squared losses
+        self.by_variance = by_variance
+        self.drawn = torch.zeros(num_bins, dtype=torch.float64)  # total draws of each bin
+        self.sums = torch.zeros(3, num_bins, dtype=torch.float64)  # decayed: draws, losses, squared losses
 
     @property
     def probabilities(self) -> Tensor:
-        """Probability of each bin, float64 [num_bins], from t = eps up; each at least floor / num_bins."""
+        """Probability of each bin, float64 [num_bins], from t = eps up; each at least uniform_share / num_bins."""
         uniform = torch.full((self.num_bins,), 1.0 / self.num_bins, dtype=torch.float64)
         if self.drawn.min() < self.warmup_draws:
             return uniform
         count, loss, square = self.sums
         variance = (square / count - (loss / count) ** 2).clamp_min(0.0)
-        root = (variance if self.centred else square / count).sqrt()
+        root = (variance if self.by_variance else square / count).sqrt()
         total = root.sum()
-        return uniform if total == 0 else (1.0 - self.floor) * root / total + self.floor * uniform
+        return uniform if total == 0 else (1.0 - self.uniform_share) * root / total + self.uniform_share * uniform
 
-    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return stratified draws from the density, with weight = 1 / density."""
         probabilities = self.probabilities
         ends = probabilities.cumsum(0)
-        u = 1.0 - strata(num, generator)  # in (0, 1]
+        u = 1.0 - stratified_uniform(num, generator)  # in (0, 1]
         bins = torch.searchsorted(ends, u).clamp_max(self.num_bins - 1)
         within = 1.0 - ((ends[bins] - u) / probabilities[bins]).clamp(0.0, 1.0)
-        t, length = stretch(1.0 - (bins + within) / self.num_bins, self.eps)
-        return t, length / (self.num_bins * probabilities[bins])
+        t, length = rescale_to_eps(1.0 - (bins + within) / self.num_bins, self.eps)
+        return TimeDraw(t, length / (self.num_bins * probabilities[bins]))
 
-    def statistics(self, t: Tensor, weight: Tensor, loss: Tensor, scored: Tensor) -> Tensor:
+    def collect(self, output: StepOutput) -> Tensor:
         """Return [3 * num_bins]: draws in each bin, sums of their losses per scored token, and of the squares."""
+        t, weight = output.draw
         parts = (t.numel(), -1)
-        num_scored = scored.reshape(parts).sum(-1)
-        total = loss.detach().double().reshape(parts).sum(-1)
+        num_scored = output.scored.reshape(parts).sum(-1)
+        total = output.loss.double().reshape(parts).sum(-1)
         integrand = (total / (weight.flatten() * num_scored.clamp_min(1))).cpu()
         share = (t.flatten().cpu() - self.eps) / (1.0 - self.eps)
         bins = (torch.ceil(share * self.num_bins).long() - 1).clamp(0, self.num_bins - 1)
-        seen = (num_scored > 0).double().cpu()  # what has no scored token has no loss either
+        drawn = (num_scored > 0).double().cpu()  # a sequence without scored tokens has no loss
         sums = torch.zeros(3, self.num_bins, dtype=torch.float64)
-        return sums.index_add_(1, bins, torch.stack([seen, integrand, integrand**2])).flatten()
+        return sums.index_add_(1, bins, torch.stack([drawn, integrand, integrand**2])).flatten()
 
-    def observe(self, statistics: Tensor) -> None:
-        """Average what the step has seen into the bins that it drew from; a sum that overflowed is left out."""
-        sums = statistics.view(3, self.num_bins)
+    def update(self, totals: Tensor) -> None:
+        """Average the step's sums into the bins that it drew from; a sum that overflowed is left out."""
+        sums = totals.view(3, self.num_bins)
         fresh = (sums[0] > 0) & sums.isfinite().all(0)
         self.drawn = torch.where(fresh, self.drawn + sums[0], self.drawn)
         self.sums = torch.where(fresh, self.decay * self.sums + sums, self.sums)
@@ -100,14 +108,16 @@ class Learned(TimeSampler):
         """Return the draws and the averages of the bins."""
         return {"drawn": self.drawn, "sums": self.sums}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put them back.
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore them.
 
         Raises:
             ValueError: there are none, or they are of another number of bins.
         """
         if "drawn" not in state:
-            raise ValueError("the checkpoint has no learned density of t: go on with the t_sampler that it was made by")
+            raise ValueError(
+                "the checkpoint has no learned density of t: resume with the t_sampler that it was trained with"
+            )
         if len(state["drawn"]) != self.num_bins:
             raise ValueError(
                 f"t_sampler.num_bins {self.num_bins} is not the {len(state['drawn'])} of the checkpoint: set it to that"

@@ -1,13 +1,13 @@
 """An even grid of times, shifted as a whole by one uniform draw."""
 
 import torch
-from torch import Tensor
 
-from dlmkit.t_samplers.base import TimeSampler, check_eps, stretch
+from dlmkit.t_samplers.base import TimeSampler, check_eps, rescale_to_eps
+from dlmkit.types import TimeDraw
 
 
 class OffsetGrid(TimeSampler):
-    """t_i from frac(u + i / num) with one u ~ U(0, 1) for the global batch, stretched to [eps, 1].
+    """t_i from frac(u + i / num) with one u ~ U(0, 1) for the global batch, rescaled to [eps, 1].
 
     Each t_i is uniform, so the mean is unbiased. Its variance for an integrand f is ((f(1) - f(0)) / num)^2 / 12 to
     first order, against (integral of f'^2) / num^3 / 12 for independent jitter in each cell (`stratified`): less where
@@ -23,7 +23,7 @@ class OffsetGrid(TimeSampler):
         check_eps(eps)
         self.eps = eps
 
-    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return one draw per cell, all at the same place in their cells."""
         offset = torch.rand(1, dtype=torch.float64, generator=generator)
-        return stretch(torch.frac(offset + torch.arange(num, dtype=torch.float64) / num), self.eps)
+        return rescale_to_eps(torch.frac(offset + torch.arange(num, dtype=torch.float64) / num), self.eps)

@@ -1,9 +1,9 @@
 """One uniform time from each cell of an even partition."""
 
 import torch
-from torch import Tensor
 
-from dlmkit.t_samplers.base import TimeSampler, check_eps, strata, stretch
+from dlmkit.t_samplers.base import TimeSampler, check_eps, rescale_to_eps, stratified_uniform
+from dlmkit.types import TimeDraw
 
 
 class Stratified(TimeSampler):
@@ -19,6 +19,6 @@ class Stratified(TimeSampler):
         check_eps(eps)
         self.eps = eps
 
-    def sample(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return one draw per cell."""
-        return stretch(strata(num, generator), self.eps)
+        return rescale_to_eps(stratified_uniform(num, generator), self.eps)

@@ -42,7 +42,7 @@ class HuggingFace(Source):
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint that the library keeps for these rows, and the column."""
+        """Hash of the library's own fingerprint of these rows, and of the column."""
         return digest(["huggingface", self._dataset._fingerprint, self._column])
 
     def num_documents(self) -> int:
@@ -53,7 +53,7 @@ class HuggingFace(Source):
 def _load(name: str, config: str | None, split: str) -> datasets.Dataset:
     folder = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError(f"source.name = {name!r} is no folder: {nearest(name)}")
+        raise ValueError(f"source.name = {name!r} is not a folder: {nearest(name)}")
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     return _load_saved(folder, config, split) if saved else _load_named(name, config, split)
 
@@ -77,7 +77,7 @@ def _load_named(name: str, config: str | None, split: str) -> datasets.Dataset:
             f"source.name = {name!r} is neither a local folder nor reachable on the hub: check the name, or run "
             f"`hf download {name} --repo-type dataset --local-dir DIR` where there is network and set source.name=DIR"
         ) from error
-    except ValueError as error:  # unknown config or split: the library's own words, on one line
+    except ValueError as error:  # unknown config or split: the library's message on one line
         raise ValueError(
             f"dataset {name!r}, config {config!r}, split {split!r}: {' '.join(str(error).split())}"
         ) from error

@@ -46,7 +46,7 @@ class JsonLines(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Content of the files and the field."""
+        """Hash of the content of the files and of the field."""
         return digest(["jsonl", identity(self._paths), self._field])
 
     def num_documents(self) -> int:

@@ -18,18 +18,18 @@ _VERSE_NUMBER = re.compile(r"^\s*\d+\.")
 class KJV(Source):
     """The 1,189 chapters of the King James Version as prose.
 
-    Verse numbers and the brackets around supplied words are dropped and paragraphs are joined, so that samples read
-    as running text. 4 MB, public domain, in the Python package, so a demo needs no download of data.
+    Verse numbers and the brackets around supplied words are removed and paragraphs are joined, which leaves running
+    text. 4 MB, public domain, in the Python package: no download.
     """
 
     def documents(self) -> Iterator[str]:
-        """Yield one chapter after the other."""
+        """Yield the chapters in order."""
         for _, verses in itertools.groupby(sorted(bible.verse_start_indices), key=lambda verse: verse // 1000):
             yield " ".join(map(_verse, verses))
 
     @property
     def fingerprint(self) -> str:
-        """The package's text and the cleaning rules."""
+        """Hash of the package's text and of the cleaning rules."""
         return digest(["kjv", bible.scripture_content, _RULES])
 
     def num_documents(self) -> int:

@@ -51,7 +51,7 @@ class Parquet(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Content of the files and the column."""
+        """Hash of the content of the files and of the column."""
         return digest(["parquet", identity(self._paths), self._column])
 
     def num_documents(self) -> int:

@@ -13,7 +13,7 @@ _PIECE = 2**22  # characters read at a time
 
 
 class Text(Source):
-    r"""UTF-8 text files; a document is a file, or what stands between separators.
+    r"""UTF-8 text files; a document is a file, or the text between separators.
 
     Args:
         files: a name or glob pattern, or several.
@@ -28,7 +28,7 @@ class Text(Source):
         self._separator = None if separator is None else separator.replace(r"\n", "\n").replace(r"\t", "\t")
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents, without the empty ones and without newlines around them."""
+        """Yield the documents; those between separators without empty ones and without newlines around them."""
         for path in self._paths:
             try:
                 with path.open(encoding="utf-8") as file:
@@ -50,7 +50,7 @@ class Text(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Content of the files and the separator."""
+        """Hash of the content of the files and of the separator."""
         return digest(["text", identity(self._paths), self._separator])
 
     def num_documents(self) -> int | None:

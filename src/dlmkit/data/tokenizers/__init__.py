@@ -1,4 +1,4 @@
-"""Tokenizers: text to integer ids and back, one file each. The only place that knows what an id means."""
+"""Tokenizers: text to integer ids and back, one file each."""
 
 from dlmkit.data.tokenizers.base import Tokenizer, load_tokenizer
 

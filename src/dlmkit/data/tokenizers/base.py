@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlmkit.data.files import digest, write_file
+from dlmkit.data.files import digest
+from dlmkit.files import write_text
 
 STATE_FILE = "dlmkit_tokenizer.json"
 MASK_TEXT = "[MASK]"
@@ -24,13 +25,13 @@ class Tokenizer(ABC):
     """Text to ids and back. The mask token belongs to the vocabulary, and no text encodes to a special id."""
 
     def fit(self, documents: Callable[[], Iterable[str]], cache_dir: Path) -> None:  # noqa: B027 (optional hook)
-        """Learn what is to be learned from the training documents; nothing by default.
+        """Learn the vocabulary from the training documents; nothing by default.
 
-        What has been fitted or loaded stays as it is, so that a run's tokenizer can read another corpus.
+        A fitted or loaded tokenizer does not change, so that a run's tokenizer can encode another corpus.
 
         Args:
-            documents: returns the training documents, anew at each call; called only where the cache has no answer.
-            cache_dir: a folder kept for these documents alone.
+            documents: returns an iterator over the training documents; called only where the cache has no result.
+            cache_dir: a folder for results on these documents alone.
         """
 
     @abstractmethod
@@ -43,7 +44,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode_ordinary(self, ids: list[int], first: bool) -> str:
-        """Return the text of ids that hold no special one; `first` says whether they open the text."""
+        """Return the text of ids without special ones; `first`: whether they are at the start of the text."""
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Return the text of `ids`; the mask shows as ``[MASK]`` and the end of a document as ``<|eos|>``."""
@@ -74,17 +75,17 @@ class Tokenizer(ABC):
 
     @property
     def bos_id(self) -> int:
-        """Id that stands before the first token; the one that ends documents, unless there is one of its own."""
+        """Id before the first token of a sequence; ``eos_id`` unless the tokenizer has its own."""
         return self.eos_id
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits; equal for tokenizers that encode alike."""
+        """16 hex digits; equal for tokenizers that encode equally."""
         return digest([type(self).__qualname__, self.state()])
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return what :meth:`restore` needs, JSON-able."""
+        """Return what :meth:`restore` needs, JSON-serializable."""
 
     @classmethod
     @abstractmethod
@@ -92,20 +93,20 @@ class Tokenizer(ABC):
         """Rebuild a tokenizer from its state and the folder that it was saved in."""
 
     def for_transformers(self) -> Any | None:
-        """Return the same tokenizer as transformers knows it, or ``None`` where it has no form for it."""
+        """Return the same tokenizer as one of transformers', or ``None`` where there is no equal one."""
         return None
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into `folder`, for :func:`load_tokenizer`."""
         content = {"module": type(self).__module__, "class": type(self).__qualname__, "state": self.state()}
-        write_file(folder / STATE_FILE, json.dumps(content))
+        write_text(folder / STATE_FILE, json.dumps(content))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer that :meth:`Tokenizer.save` wrote into `folder`."""
     path = Path(folder) / STATE_FILE
     if not path.is_file():
-        raise ValueError(f"{str(folder)!r} holds no {STATE_FILE}: name a folder written by a dlmkit run")
+        raise ValueError(f"{str(folder)!r} has no {STATE_FILE}: name a folder written by a dlmkit run")
     content = json.loads(path.read_text(encoding="utf-8"))
     kind: type[Tokenizer] = getattr(importlib.import_module(content["module"]), content["class"])
     return kind.restore(content["state"], Path(folder))

@@ -1,4 +1,4 @@
-"""Byte-level BPE, learned from the corpus."""
+"""Byte-level BPE, learned from the training documents."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dlmkit.data.files import write_file
 from dlmkit.data.tokenizers.base import EOS_TEXT, MASK_TEXT, Tokenizer
+from dlmkit.files import write_text
 
 _NUM_SPECIAL = 2
 _SMALLEST = 256 + _NUM_SPECIAL
@@ -23,8 +23,8 @@ _SMALLEST = 256 + _NUM_SPECIAL
 class BPE(Tokenizer):
     """Byte-level byte-pair encoding (arXiv 1508.07909, on bytes as in GPT-2); any text round-trips.
 
-    The last two ids are the end of a document and the mask. They lie outside the learned vocabulary, so no text,
-    whatever it says, encodes to them.
+    The last two ids are the end of a document and the mask. They are outside the learned vocabulary, so no text
+    encodes to them.
 
     Args:
         vocab_size: number of ids in all: 256 bytes, the merges and the two special ids.
@@ -44,7 +44,7 @@ class BPE(Tokenizer):
             return
         path = cache_dir / f"bpe-{self.vocab_size}.json"
         if not path.is_file():
-            write_file(path, _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str())
+            write_text(path, _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str())
         self._set_model(path.read_text(encoding="utf-8"))
 
     def _set_model(self, definition: str) -> None:
@@ -62,11 +62,11 @@ class BPE(Tokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the ids of each text, int32; runs on as many threads as RAYON_NUM_THREADS allows."""
+        """Return the ids of each text, int32; on up to RAYON_NUM_THREADS threads."""
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in self.model.encode_batch_fast(list(texts))]
 
     def decode_ordinary(self, ids: list[int], first: bool) -> str:
-        """Return the text; bytes that are not UTF-8, as in samples, show as U+FFFD."""
+        """Return the text; bytes that are not UTF-8, as samples may have, show as U+FFFD."""
         text: str = self.model.decode(ids)
         return text
 

@@ -28,11 +28,11 @@ class Bytes(Tokenizer):
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
 
     def decode_ordinary(self, ids: list[int], first: bool) -> str:
-        """Return the text of bytes; those that are not UTF-8, as in samples, show as U+FFFD."""
+        """Return the text; bytes that are not UTF-8, as samples may have, show as U+FFFD."""
         return bytes(ids).decode(errors="replace")
 
     def state(self) -> dict[str, Any]:
-        """Return nothing: all byte tokenizers are alike."""
+        """Return an empty state: all byte tokenizers are equal."""
         return {}
 
     @classmethod

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlmkit.data.files import write_file
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.files import write_text
 
 UNKNOWN_TEXT = "\ufffd"
 
 
 class Characters(Tokenizer):
-    """The characters of the training documents in code order, then unknown, end of document and mask.
+    """The characters of the training documents in code-point order, then unknown, end of document and mask.
 
-    Characters that the training documents lack become the unknown token, so only text over the learned alphabet
-    round-trips.
+    Other characters are encoded as the unknown token, so only text over the learned alphabet round-trips.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class Characters(Tokenizer):
             alphabet: set[str] = set()
             for text in documents():
                 alphabet.update(text)
-            write_file(path, json.dumps("".join(sorted(alphabet))))
+            write_text(path, json.dumps("".join(sorted(alphabet))))
         self._set_alphabet(json.loads(path.read_text(encoding="utf-8")))
 
     def _set_alphabet(self, alphabet: str) -> None:
@@ -58,10 +57,10 @@ class Characters(Tokenizer):
 
     def _ids(self, text: str) -> NDArray[np.int32]:
         wanted = _code_points(text)
-        places = np.searchsorted(self.codes, wanted)
-        known = places < len(self.codes)
-        known[known] = self.codes[places[known]] == wanted[known]
-        return np.where(known, places, self.unknown_id).astype(np.int32)
+        positions = np.searchsorted(self.codes, wanted)
+        known = positions < len(self.codes)
+        known[known] = self.codes[positions[known]] == wanted[known]
+        return np.where(known, positions, self.unknown_id).astype(np.int32)
 
     def decode_ordinary(self, ids: list[int], first: bool) -> str:
         """Return the characters; the unknown one shows as U+FFFD."""

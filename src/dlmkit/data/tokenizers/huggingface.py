@@ -18,11 +18,11 @@ from dlmkit.data.tokenizers.base import Tokenizer
 class HuggingFace(Tokenizer):
     """Any Hugging Face tokenizer with a mask token.
 
-    Special tokens that the text spells out ("<|endoftext|>") are encoded as plain text, never to their ids.
+    Special tokens that are written in the text ("<|endoftext|>") are encoded as plain text, never to their ids.
 
     Args:
         name: name on the hub or a local folder.
-        mask: ``new`` for one more id past the vocabulary, or an existing token or id.
+        mask: ``new`` for one more id after the vocabulary, or an existing token or id.
         eos: the token that ends documents; ``None`` for the tokenizer's own.
     """
 
@@ -45,7 +45,7 @@ class HuggingFace(Tokenizer):
         return [np.asarray(ids, dtype=np.int32) for ids in self._encode(list(texts))]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # verbose=False: blocks are cut later, so a document longer than the model's context is no news
+        # verbose=False: no warning about documents longer than the model's context, which packing cuts
         encoded = self.pretrained(
             texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
         )
@@ -53,10 +53,10 @@ class HuggingFace(Tokenizer):
         return ids
 
     def decode_ordinary(self, ids: list[int], first: bool) -> str:
-        """Return the text; words after a special token keep the space in front of them."""
+        """Return the text; a word after a special token keeps the space before it."""
         if first:
             return self._decode(ids)
-        # SentencePiece tokenizers drop the first space of what they decode: decode behind an anchor, then cut it off.
+        # SentencePiece tokenizers drop the first space of what they decode: decode after an anchor and cut that off.
         return self._decode([self._eos_id, *ids])[len(self._decode([self._eos_id])) :]
 
     def _decode(self, ids: list[int]) -> str:
@@ -87,11 +87,11 @@ class HuggingFace(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what decides the ids: the vocabulary, the rules and the special ids, not the name."""
+        """16 hex digits of what determines the ids: the vocabulary, the rules and the special ids, not the name."""
         return digest([_definition(self.pretrained), self._mask_id, self._eos_id])
 
     def state(self) -> dict[str, Any]:
-        """Return the special tokens; the vocabulary is saved by transformers beside it."""
+        """Return the special tokens; transformers saves the vocabulary in the same folder."""
         return {"mask": self._mask, "eos": self._eos}
 
     @classmethod
@@ -104,7 +104,7 @@ class HuggingFace(Tokenizer):
         return copy.deepcopy(self.pretrained)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into `folder`, where transformers can read it too."""
+        """Write the tokenizer into `folder`; transformers can load it from there too."""
         self.pretrained.save_pretrained(str(folder))
         super().save(folder)
 
@@ -112,7 +112,7 @@ class HuggingFace(Tokenizer):
 def _load(name: str) -> PreTrainedTokenizerBase:
     local = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not local.is_dir():
-        raise ValueError(f"tokenizer.name = {name!r} is no folder: {nearest(name)}")
+        raise ValueError(f"tokenizer.name = {name!r} is not a folder: {nearest(name)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name)
     except OSError as error:
@@ -146,7 +146,7 @@ def _find_eos(tokenizer: PreTrainedTokenizerBase, name: str, eos: str | None) ->
 def _find_token(tokenizer: PreTrainedTokenizerBase, name: str, key: str, token: str, otherwise: str) -> int:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if token not in vocabulary:
-        raise ValueError(f"tokenizer.{key} = {token!r} is no token of {name!r}: use one of its tokens, {otherwise}")
+        raise ValueError(f"tokenizer.{key} = {token!r} is not a token of {name!r}: use one of its tokens, {otherwise}")
     return vocabulary[token]
 
 

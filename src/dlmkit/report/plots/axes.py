@@ -57,7 +57,7 @@ class Frame:
     bottom: int = 48
 
     def x_scale(self, values: Sequence[float], log: bool, from_zero: bool = True) -> Scale:
-        """Return the horizontal scale that spans `values`; a linear one begins at zero unless told otherwise."""
+        """Return the horizontal scale that spans `values`; a linear one begins at zero unless `from_zero` is false."""
         low, high = min(values), max(values)
         if log:
             low, high = (low / 1.3, high * 1.3) if high / low < 1.05 else (low / 1.06, high * 1.06)
@@ -106,10 +106,10 @@ def grid(
     return "".join(parts) + f"{turned}{escape(labels[1])}</text>"
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", style: str = "") -> str:
+def text(x: float, y: float, content: str, anchor: str = "start", style: str = "") -> str:
     """Return an SVG text."""
     name = f' class="{style}"' if style else ""
-    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
 def svg(frame: Frame, title: str, body: str) -> str:

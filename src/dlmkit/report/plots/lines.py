@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from dlmkit.report.load import Point
 from dlmkit.report.plots.axes import Frame, Scale, grid, svg, text
-from dlmkit.report.reading import Point
 
 MOST_DOTS = 60
 MOST_LABELS = 9

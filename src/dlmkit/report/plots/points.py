@@ -1,4 +1,4 @@
-"""Charts of one point per run: intervals side by side, and what was paid for what was reached."""
+"""Charts of one point per run: intervals side by side, and cost against result."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from dlmkit.report.load import Point
 from dlmkit.report.plots.axes import Frame, Scale, decimals, grid, padded, svg, text
 from dlmkit.report.plots.lines import Reference, label_room, shortened
-from dlmkit.report.reading import Point
 
 ROW = 34
 ARROW = 30
@@ -24,18 +24,18 @@ class Interval:
     look: str
     value: float
     stderr: float
-    words: str
+    text: str
     bound: bool
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A point of a scatter plot: its texts are for the tooltip."""
+    """A point of a scatter plot: `tooltip` has its texts for y and x."""
 
     label: str
     look: str
     point: Point
-    words: tuple[str, str]
+    tooltip: tuple[str, str]
     hollow: bool
 
 
@@ -73,14 +73,14 @@ def scatter_chart(
     write: Callable[[float], str],
     lower_is_cheaper: bool = True,
 ) -> str:
-    """Return an SVG: cost (logarithmic) against what was reached, and the front of runs that none beats in both."""
+    """Return an SVG: cost (logarithmic) against result, and the front of runs that none beats in both."""
     x = frame.x_scale([spot.point.x for spot in spots], log=True)
     y = frame.y_scale([spot.point.y for spot in spots])
     body = grid(frame, x, y, labels, write, (4, 4)) + _front([spot.point for spot in spots], x, y, lower_is_cheaper)
     places = [(x(spot.point.x), y(spot.point.y)) for spot in spots]
     names = _names([spot.label for spot in spots], places, frame)
     for spot, place, name in zip(spots, places, names, strict=True):
-        body += _spot(spot.label, spot.look, place, spot.words, spot.hollow, name)
+        body += _spot(spot.label, spot.look, place, spot.tooltip, spot.hollow, name)
     return svg(frame, title, body)
 
 
@@ -89,14 +89,14 @@ def _names(labels: Sequence[str], places: Sequence[tuple[float, float]], frame: 
     taken = [(left - 6, left + 6, top) for left, top in places]
     names = []
     for label, (left, top) in zip(labels, places, strict=True):
-        words = shortened(label)
-        width = LETTER * len(words)
+        short = shortened(label)
+        width = LETTER * len(short)
         name = ""
         for anchor, shift, begin in (("start", 9, left + 7), ("end", -9, left - 7 - width)):
             inside = begin > frame.left and begin + width < frame.width
             covers = any(begin < end and start < begin + width and abs(top - row) < 13 for start, end, row in taken)
             if inside and not covers:
-                name = text(left + shift, top + 4, words, anchor, "halo")
+                name = text(left + shift, top + 4, short, anchor, "halo")
                 taken.append((begin, begin + width, top))
                 break
         names.append(name)
@@ -104,7 +104,7 @@ def _names(labels: Sequence[str], places: Sequence[tuple[float, float]], frame: 
 
 
 def front(points: Sequence[Point], lower_is_cheaper: bool = True) -> list[Point]:
-    """Return the points that no other one beats in both x and y (lower y is better), from cheap to dear."""
+    """Return the points that no other one beats in both x and y (lower y is better), cheapest first."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.x if lower_is_cheaper else -p.x, p.y)):
         if not kept or point.y < kept[-1].y:
@@ -131,9 +131,9 @@ def _interval(interval: Interval, frame: Frame, x: Scale, middle: float) -> str:
         tip = at - ARROW
         arrow = f'<path class="arrow" d="M{at:.1f} {middle}H{tip:.1f}m6 -4.5l-6 4.5l6 4.5"/>'
     name = text(frame.left - 12, middle + 4, shortened(interval.label, LONGEST_ROW), "end", "row")
-    value = text(max(at, high) + 14, middle + 4, interval.words, style="halo row")
+    value = text(max(at, high) + 14, middle + 4, interval.text, style="halo row")
     return line + _spot(
-        interval.label, interval.look, (at, middle), (interval.words, ""), interval.bound, name + value, arrow + bar, 6
+        interval.label, interval.look, (at, middle), (interval.text, ""), interval.bound, name + value, arrow + bar, 6
     )
 
 
@@ -141,13 +141,13 @@ def _spot(
     label: str,
     look: str,
     place: tuple[float, float],
-    words: tuple[str, str],
+    tooltip: tuple[str, str],
     hollow: bool,
     after: str,
     before: str = "",
     radius: float = 5,
 ) -> str:
     left, top = place
-    target = f'<polyline points="{left:.1f},{top:.1f}" data-x="{escape(words[1])}" data-y="{escape(words[0])}"/>'
+    target = f'<polyline points="{left:.1f},{top:.1f}" data-x="{escape(tooltip[1])}" data-y="{escape(tooltip[0])}"/>'
     dot = f'<circle class="dot{" hollow" if hollow else ""}" cx="{left:.1f}" cy="{top:.1f}" r="{radius}"/>'
     return f'<g class="series {look}" data-run="{escape(label)}">{before}{target}{dot}{after}</g>'

@@ -1,0 +1,189 @@
+"""Any transformers causal LM as a backbone; every Hugging Face quirk lives here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains, plain_mask
+from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.head import Head, HeadPrediction
+from dlmkit.backbones.hf.families import FAMILIES, KERNELS, family_of, fuse_activation, with_windows
+from dlmkit.backbones.hf.loading import build_model, embeddings_of, model_config_of, resize_embeddings
+from dlmkit.backbones.hf.lora import add_lora, merge_lora
+from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.types import NetworkInput
+
+
+class HFBackbone(Backbone):
+    """A causal LM turned bidirectional by `config.is_causal = False`, without patches or subclasses.
+
+    Source: arXiv 2410.17891, section 3.2: full attention, the shift kept, no time embedding (t is not read).
+
+    Args:
+        vocab_size: V, mask token included; the embedding grows to it if it has fewer rows; padding rows beyond
+            it are kept but never predicted.
+        mask_id: id of the mask token, or ``None``.
+        bos_id: id to prepend to every sequence when `shift` and `bos` is "prepend".
+        causal: attend to the past alone (autoregressive baseline).
+        shift: the output at i - 1 predicts token i, as in the causal LM.
+        bos: "prepend" or "none" (the paper's behaviour: token 0 is given and is not scored).
+        attention: kernel: "sdpa", "eager", "flex_attention" or "flash_attention_2".
+        attention_with_mask: kernel of passes with a dense mask (annealing, document masking), which flash attention
+            does not support; ``None`` for `attention`, or "sdpa" where that is "flash_attention_2".
+        gradient_checkpointing: recompute activations in the backward pass, layer by layer.
+        lora: rank, alpha, dropout and train_embeddings of low-rank adapters, which are then all that is trained; rank 0
+            for none.
+        name: hub name or local folder of a pretrained model; ``None`` builds `config` from scratch.
+        config: keywords of the model's configuration, `model_type` among them, when `name` is ``None``.
+
+    Raises:
+        ValueError: a family that is not supported, a name that cannot be found, weights that are damaged or do not
+            fit, a kernel that the family does not support.
+    """
+
+    name = "hf"
+    supports_context = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        mask_id: int | None,
+        bos_id: int | None,
+        causal: bool,
+        shift: bool,
+        bos: str,
+        attention: str,
+        attention_with_mask: str | None,
+        gradient_checkpointing: bool,
+        lora: dict[str, Any],
+        name: str | None,
+        config: dict[str, Any] | None,
+    ) -> None:
+        super().__init__(vocab_size, mask_id, causal, shift, _bos_to_prepend(bos, bos_id, shift))
+        model_config = model_config_of(name, config, vocab_size)
+        self.family = family_of(model_config)
+        self.attention = attention
+        self.attention_with_mask = attention_with_mask or ("sdpa" if attention == "flash_attention_2" else attention)
+        _check_kernels(self.attention, self.attention_with_mask, model_config.model_type)
+        fuse_activation(self.family, model_config)
+        model_config.is_causal = causal
+        self.model: PreTrainedModel = build_model(name, model_config, attention)
+        resize_embeddings(self.model, vocab_size, name)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # In a tuple, so that torch does not register the model a second time.
+        self._tuner = (add_lora(self.model, **lora),) if lora["rank"] else ()
+        self.saves_frozen = name is None or not self._tuner
+
+    def forward(self, inputs: NetworkInput) -> HeadPrediction:
+        """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
+        trunk = self.trunk_input(inputs)
+        self._use_kernel(self.attention if trunk.mask is None else self.attention_with_mask, trunk.ids.device)
+        positions = {}
+        if self.family.takes_positions or trunk.slots is not None:
+            positions["position_ids"] = trunk.positions.expand(trunk.ids.shape)
+        # The trunk is called apart from the head, so that the head runs at selected positions only.
+        outputs = self.model.base_model(
+            input_ids=trunk.ids, attention_mask=self._kernel_mask(trunk), use_cache=False, **positions
+        )
+        return HeadPrediction(trunk.outputs(outputs.last_hidden_state), self.head, self.mask_id)
+
+    @property
+    def head(self) -> Head:
+        """The output head, with what the family does to its logits."""
+        output = self.model.get_output_embeddings()
+        assert isinstance(output, nn.Linear)
+        # Rows beyond the tokenizer's ids are padding that some models carry; they are never predicted.
+        bias = None if output.bias is None else output.bias[: self.vocab_size]
+        config, family = self.model.config, self.family
+        return Head(output.weight[: self.vocab_size], bias, family.logit_scale(config), family.softcap(config))
+
+    def to_hugging_face(self) -> PreTrainedModel:
+        """Return the model for `save_pretrained`, adapters merged; the backbone is used up by it."""
+        return merge_lora(self._tuner[0]) if self._tuner else self.model
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Return the transformer layers, the units of sharding."""
+        kinds = set(self.model._no_split_modules or ())
+        return [module for module in self.model.modules() if type(module).__name__ in kinds]
+
+    @property
+    def max_length(self) -> int:
+        """The model's positions, less the one that a prepended BOS takes."""
+        return int(self.model.config.max_position_embeddings) - self.alignment.extra_positions
+
+    def flops_per_token(self, length: int, head_fraction: float) -> float:
+        """6 per trunk and used head parameter, and 12 L D per layer for attention (half of it when causal).
+
+        Source: arXiv 2204.02311 (PaLM), appendix B, with the head counted where it runs.
+        """
+        config = self.model.config
+        head = self.model.get_output_embeddings().weight.numel()
+        embeddings = {id(module.weight): module.weight.numel() for module in embeddings_of(self.model)}
+        trunk = self.num_params - sum(embeddings.values())
+        attention = 12 * config.num_hidden_layers * config.hidden_size * length * (0.5 if self.causal else 1.0)
+        return 6.0 * (trunk + head * head_fraction) + attention
+
+    def _use_kernel(self, name: str, device: torch.device) -> None:
+        if name == FLEX and torch.is_grad_enabled():
+            check_flex_trains(any(parameter.requires_grad for parameter in self.parameters()), device)
+        if self.model.config._attn_implementation != name:
+            self.model.set_attn_implementation(name)
+
+    def _kernel_mask(self, trunk: TrunkInput) -> Any:
+        """Return the mask in the form of this pass's kernel; a dictionary of them where layers differ."""
+        mask = trunk.mask
+        if mask is None and self.model.config._attn_implementation == FLEX:
+            # Without one, transformers would build and compile its flex mask in every pass.
+            mask = plain_mask(trunk.ids.shape[1], self.causal, trunk.ids.device)
+        if mask is None:
+            return None
+        masks = with_windows(mask, self.family, self.model.config, trunk.causal_window)
+        if isinstance(masks, dict):
+            return {kind: self._for_kernel(one) for kind, one in masks.items()}
+        return self._for_kernel(masks)
+
+    def _for_kernel(self, mask: Mask) -> Any:
+        implementation = self.model.config._attn_implementation
+        if implementation == FLEX:
+            return mask.flex
+        if implementation == "sdpa":
+            return mask.visible
+        # Eager attention adds its mask to the scores.
+        dtype, visible = self.model.dtype, mask.visible
+        blank = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return blank.masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def _check_kernels(attention: str, attention_with_mask: str, model_type: str) -> None:
+    kernels = FAMILIES[model_type].kernels
+    for key, kernel in (("attention", attention), ("attention_with_mask", attention_with_mask)):
+        if kernel not in KERNELS:
+            raise ValueError(f"backbone.{key} {kernel!r} is unknown: choose one of {', '.join(KERNELS)}")
+        if kernel not in kernels:
+            raise ValueError(
+                f"backbone.{key} {kernel!r} does not work for model type {model_type!r}: choose one of"
+                f" {', '.join(kernels)}"
+            )
+    if attention_with_mask == "flash_attention_2":
+        raise ValueError(
+            "backbone.attention_with_mask flash_attention_2 takes no dense mask, which annealing and document"
+            " masking need: set it to sdpa or flex_attention"
+        )
+
+
+def _bos_to_prepend(bos: str, bos_id: int | None, shift: bool) -> int | None:
+    if bos not in ("prepend", "none"):
+        raise ValueError(f"backbone.bos {bos!r} is unknown: choose prepend or none")
+    if bos == "none" or not shift:
+        return None
+    if bos_id is None:
+        raise ValueError(
+            "backbone.bos=prepend needs a BOS token, bos_id is null: choose a tokenizer with one, or set"
+            " backbone.bos=none (token 0 is then given, not scored)"
+        )
+    return bos_id

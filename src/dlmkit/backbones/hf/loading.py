@@ -1,0 +1,136 @@
+"""Building or loading a transformers causal LM: configuration, weights, and rows for new tokens."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from dlmkit.backbones.hf.families import FAMILIES, family_of
+
+NEW_ROWS = 1
+"""Rows that may be added to a pretrained embedding: the mask token's."""
+
+
+def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size: int) -> PretrainedConfig:
+    """Return the configuration of a pretrained model, or that of a new one.
+
+    Raises:
+        ValueError: not exactly one of `name` and `config`; an unknown name, model type or setting.
+    """
+    if (name is None) == (config is None):
+        raise ValueError(
+            f"backbone.name {name!r} and backbone.config {'given' if config else 'null'}: give exactly one, a name to"
+            " load a pretrained model, or a config (with model_type) to start from scratch"
+        )
+    if name is not None:
+        model_config = _pretrained_config(name)
+    else:
+        keywords = dict(config or {})
+        if "model_type" not in keywords:
+            raise ValueError(f"backbone.config has no model_type: add one of {', '.join(FAMILIES)}")
+        # Hugging Face's defaults for special ids belong to its own vocabularies.
+        special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        model_config = _config_for(keywords.pop("model_type"), {**special, **keywords, "vocab_size": vocab_size})
+    family_of(model_config)
+    return model_config
+
+
+def _config_for(model_type: str, keywords: dict[str, Any]) -> PretrainedConfig:
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ValueError(f"model type {model_type!r} is unknown to transformers: choose one of {', '.join(FAMILIES)}")
+    known = AutoConfig.for_model(model_type)
+    family_of(known)
+    unknown = [key for key in keywords if not hasattr(known, key)]
+    if unknown:
+        raise ValueError(
+            f"backbone.config.{unknown[0]} is no setting of {model_type}: see transformers' {model_type} config"
+        )
+    return AutoConfig.for_model(model_type, **keywords)
+
+
+def _pretrained_config(name: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, HFValidationError) as error:
+        raise ValueError(
+            f"backbone.name {name!r} is neither a local folder with a config.json nor a model that the hub gives:"
+            " check the name, or download it elsewhere and give the folder"
+        ) from error
+
+
+def build_model(name: str | None, config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """Return the pretrained model `name`, or a new one from `config`.
+
+    Raises:
+        ValueError: weights that are damaged, or not those of the configuration.
+    """
+    if name is None:
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return _load_pretrained(name, config, attention)
+
+
+def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """Load every weight of a pretrained model, none missing, left over or of another shape."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,  # master weights; mixed precision is the trainer's business
+            local_files_only=Path(name).is_dir(),
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"backbone.name {name!r} holds damaged weights ({error}): download them again") from error
+    except RuntimeError as error:  # shapes, as transformers reports them
+        raise ValueError(f"backbone.name {name!r}: its weights do not fit its config.json ({error})") from error
+    except OSError as error:
+        raise ValueError(f"backbone.name {name!r}: {error}") from error
+    model: PreTrainedModel
+    model, report = loaded
+    for kind, keys in (("lacks", report["missing_keys"]), ("has an unexpected", report["unexpected_keys"])):
+        if keys:
+            raise ValueError(
+                f"backbone.name {name!r} {kind} weight {min(keys)}: its weights are not those of its config.json;"
+                " released DiffuGPT and DiffuLLaMA checkpoints come in through `dlmkit import`"
+            )
+    return model
+
+
+def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> None:
+    """Give the embeddings `vocab_size` rows; new ones are the mean of the old plus N(0, 1/D) noise.
+
+    Source: the initialisation of the mask row in the code of arXiv 2410.17891 (appendix B.2).
+    """
+    old = int(_token_tables(model)[0].weight.shape[0])
+    if name is not None and vocab_size > old + NEW_ROWS:
+        raise ValueError(
+            f"the tokenizer has {vocab_size} tokens with the mask, {name!r} has embeddings for {old}: set"
+            " tokenizer=huggingface and tokenizer.name to the model's own tokenizer"
+        )
+    if old >= vocab_size:
+        return
+    model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    tables = {id(module.weight): module.weight for module in _token_tables(model)}
+    with torch.no_grad():
+        for table in tables.values():
+            noise = torch.randn_like(table[old:]) / math.sqrt(table.shape[1])
+            table[old:] = table[:old].mean(0) + noise
+
+
+def _token_tables(model: PreTrainedModel) -> list[Any]:
+    """Return the input embedding and the head; one table twice where they are tied."""
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
+def embeddings_of(model: PreTrainedModel) -> list[Any]:
+    """Return token tables and learned positions: what is looked up, or is the head."""
+    return _token_tables(model) + [module for module in model.modules() if isinstance(module, nn.Embedding)]

@@ -1,0 +1,46 @@
+"""Low-rank adapters on a transformers model, through peft."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> Any:
+    """Freeze `model` but for adapters on all its linear layers (not the head), in place; return peft's handle on it.
+
+    Source: arXiv 2106.09685; arXiv 2410.17891, appendix B.4 (rank 8 on all linear layers, embeddings trained fully).
+
+    Args:
+        model: changed in place; its classes and its forward stay.
+        rank: of the adapters, at least 1.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the adapters' input, in [0, 1).
+        train_embeddings: also train the token embeddings, fully: a new mask token has to be learned.
+
+    Raises:
+        ValueError: peft is not installed, or a value out of range.
+    """
+    if rank < 1 or alpha <= 0 or not 0.0 <= dropout < 1.0:
+        raise ValueError(
+            f"backbone.lora: rank {rank}, alpha {alpha}, dropout {dropout} must be at least 1, above 0 and in [0, 1)"
+        )
+    try:
+        from peft import LoraConfig, LoraModel
+    except ModuleNotFoundError as error:
+        raise ValueError("backbone.lora needs the package peft: pip install 'dlmkit[lora]'") from error
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    tuner = LoraModel(model, config, "default")
+    if train_embeddings:
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Module)
+        embeddings.requires_grad_(True)
+    return tuner
+
+
+def merge_lora(tuner: Any) -> PreTrainedModel:
+    """Add the adapters to the weights and take them away, in place; return the plain model."""
+    model: PreTrainedModel = tuner.merge_and_unload(safe_merge=True)
+    return model

@@ -1,0 +1,119 @@
+"""From a network input to what a transformer's trunk reads: ids, positions, times and the attention mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlmkit.backbones.alignment import Alignment
+from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask
+from dlmkit.backbones.block_layout import block_layout
+from dlmkit.prefix import expand_prefix
+from dlmkit.types import Attention, Context, NetworkInput
+
+
+@dataclass(frozen=True)
+class TrunkInput:
+    """What a network's trunk reads.
+
+    Attributes:
+        ids: int64 [B, M].
+        positions: int64 [M]; 0 .. M - 1, or with clean context those of the text, some of them twice.
+        t: float64 [B]; with clean context [B, M], 0 at context positions.
+        mask: attention mask [1 or B, 1, M, M], or ``None`` (see `attention_mask`). With clean context, and neither
+            documents nor annealing, the same object at every step.
+        causal_window: whether a sliding window counts the query itself on its way back, as in causal attention.
+        alignment: of inputs and outputs.
+        slots: int64 [L], the input slot whose output predicts each token; ``None`` where the alignment tells.
+        length: L, tokens that are predicted, a clean prefix included.
+        prefix: P, tokens of the clean prefix.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    t: Tensor
+    mask: Mask | None
+    causal_window: bool
+    alignment: Alignment
+    slots: Tensor | None
+    length: int
+    prefix: int
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Return hidden states [B, L - P, D] whose rows predict the tokens after the prefix, from outputs [B, M, D]."""
+        if self.slots is not None:
+            return hidden[:, self.slots[self.prefix :]]
+        return self.alignment.outputs(hidden, self.length)[:, self.prefix :]
+
+
+def trunk_input(inputs: NetworkInput, alignment: Alignment) -> TrunkInput:
+    """Return what the trunk reads for a network input.
+
+    Args:
+        inputs: x_t with its times, documents, clean context, attention and prefix.
+        alignment: of the network.
+    """
+    prefix = 0 if inputs.cache is None else inputs.cache.length
+    inputs = expand_prefix(inputs)
+    context = inputs.context
+    # One block has no context: the plain pass, with the plain kernel.
+    if context is None or context.block_size >= inputs.x_t.shape[1]:
+        return _plain(inputs, alignment, prefix)
+    return _with_context(inputs, context, alignment, prefix)
+
+
+def _plain(inputs: NetworkInput, alignment: Alignment, prefix: int) -> TrunkInput:
+    ids, segments = alignment.ids(inputs.x_t), alignment.segments(inputs.segments)
+    visible = _annealed(inputs.attention, ids, alignment)
+    mask = attention_mask(ids.shape[1], ids.device, causal=alignment.causal, segments=segments, visible=visible)
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    return TrunkInput(
+        ids=ids,
+        positions=positions,
+        t=inputs.t if inputs.t.ndim == 1 else inputs.t[:, 0],
+        mask=None if mask is None else Mask(mask, positions),
+        causal_window=_causal_window(inputs.attention, alignment),
+        alignment=alignment,
+        slots=None,
+        length=inputs.x_t.shape[1],
+        prefix=prefix,
+    )
+
+
+def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, prefix: int) -> TrunkInput:
+    """Return the pass over [x_t | x_0] of block diffusion, see :mod:`dlmkit.backbones.block_layout`."""
+    noisy, segments, length = alignment.ids(inputs.x_t), alignment.segments(inputs.segments), inputs.x_t.shape[1]
+    layout = block_layout(
+        length, context.block_size, alignment.shift, alignment.has_bos, context.last, inputs.x_t.device
+    )
+    at = layout.positions
+    mask = layout.mask.visible
+    visible = _annealed(inputs.attention, noisy, alignment)
+    if visible is not None:  # annealing: of the pairs that are not causal, only those that were drawn
+        mask = mask & ((at[None, :] <= at[:, None]) | visible[at][:, at])
+    if segments is not None:
+        mask = mask & (segments[:, at, None] == segments[:, None, at])[:, None]
+    ids = torch.where(layout.clean, alignment.ids(context.tokens)[:, at], noisy[:, at])
+    t = inputs.t[:, None].expand(ids.shape) if inputs.t.ndim == 1 else inputs.t[:, layout.blocks]
+    return TrunkInput(
+        ids=ids,
+        positions=at,
+        t=t.masked_fill(layout.is_context, 0.0),
+        mask=layout.mask if mask is layout.mask.visible else Mask(mask, at),
+        causal_window=_causal_window(inputs.attention, alignment),
+        alignment=alignment,
+        slots=layout.outputs,
+        length=length,
+        prefix=prefix,
+    )
+
+
+def _annealed(attention: Attention, ids: Tensor, alignment: Alignment) -> Tensor | None:
+    """Return the (query, key) pairs that attend besides the causal ones, bool [M, M]; ``None`` for all pairs."""
+    return None if alignment.causal else annealed_visibility(ids.shape[1], attention, ids.device)
+
+
+def _causal_window(attention: Attention, alignment: Alignment) -> bool:
+    return alignment.causal or attention.ratio < 1.0

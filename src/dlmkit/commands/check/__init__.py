@@ -1,0 +1,1 @@
+"""`dlmkit check`: which parts, which laws, and what is printed."""

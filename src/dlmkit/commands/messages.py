@@ -1,0 +1,61 @@
+"""What a training run prints: a line at its begin, a bar on a terminal, a line at its end, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+
+from dlmkit.runs import ParentRun, RunSummary
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+
+def progress_bar(progress: bool) -> list[Callback]:
+    """Return the callback that draws a bar, or none."""
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    return [RichProgressBar(leave=False)] if progress else []
+
+
+def announce(console: Console, run_dir: Path, config: DictConfig, num_params: int, parent: ParentRun | None) -> None:
+    """Print a run's folder, its size and where it starts from."""
+    start = "" if parent is None else f", starting from {escape(str(parent.path))}"
+    console.print(
+        f"[bold]{escape(str(run_dir))}[/bold]: {num_params:,} parameters, {config.num_steps:,} steps of"
+        f" {config.batch.size * config.length:,} tokens{start}"
+    )
+
+
+def conclude(console: Console, summary: RunSummary, seconds: float) -> None:
+    """Print a run's result, speed and duration."""
+    sign = "=" if summary.nll_is_exact else "<="
+    bound = f"nll {sign} {summary.val_nll:.4f} +- {summary.val_nll_stderr:.4f} nats/token"
+    console.print(
+        f"[bold]{escape(summary.name)}[/bold]: {bound} over {summary.val_tokens:,} tokens,"
+        f" {summary.tokens_per_second:,.0f} tokens/s, {seconds:.0f} s"
+    )
+
+
+def silence_libraries(progress: bool) -> None:
+    """Silence the messages of Lightning and transformers; a run prints two lines of its own.
+
+    To be called after Lightning is imported, which sets the levels of its loggers.
+
+    Args:
+        progress: whether transformers may show a bar while it loads weights.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    if not progress:
+        transformers_logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

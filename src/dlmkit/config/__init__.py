@@ -1,0 +1,33 @@
+"""The configuration: composing it, checking what was typed for it, and explaining errors in one line."""
+
+from dlmkit.config.composition import (
+    LONGEST_NAME,
+    choices_of,
+    compose,
+    conf_dir,
+    group_name,
+    is_group,
+    micro_size,
+    num_steps,
+    register_resolvers,
+    run_name,
+)
+from dlmkit.config.errors import explain
+from dlmkit.config.overrides import check_overrides
+from dlmkit.text_hints import nearest
+
+__all__ = [
+    "LONGEST_NAME",
+    "check_overrides",
+    "choices_of",
+    "compose",
+    "conf_dir",
+    "explain",
+    "group_name",
+    "is_group",
+    "micro_size",
+    "nearest",
+    "num_steps",
+    "register_resolvers",
+    "run_name",
+]

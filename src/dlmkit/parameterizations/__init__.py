@@ -1,0 +1,1 @@
+"""Parameterizations: what the raw output of a network means."""

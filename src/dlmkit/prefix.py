@@ -1,0 +1,78 @@
+"""A clean prefix handed to a denoiser once: the plain form, which keeps the tokens and reads them again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dlmkit.types import Cache, Context, Denoiser, NetworkInput, Prediction
+
+
+@dataclass(frozen=True)
+class TokenPrefix:
+    """The tokens of a clean prefix, a :class:`dlmkit.types.Cache` without activations.
+
+    Attributes:
+        tokens: int64 [B, P].
+        block_size: tokens per block in block diffusion, or ``None``.
+    """
+
+    tokens: Tensor
+    block_size: int | None
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.tokens.shape[1]
+
+
+class RereadsPrefix:
+    """`prefill` of a denoiser that keeps no activations: every call reads the prefix again."""
+
+    supports_cache: bool = False
+
+    def prefill(self, tokens: Tensor, block_size: int | None = None, cache: Cache | None = None) -> Cache:
+        """Return the tokens so far, see :class:`dlmkit.types.Denoiser`."""
+        if cache is None:
+            return TokenPrefix(tokens, block_size)
+        assert isinstance(cache, TokenPrefix)
+        return TokenPrefix(torch.cat([cache.tokens, tokens], dim=1), cache.block_size)
+
+
+def expand_prefix(inputs: NetworkInput) -> NetworkInput:
+    """Return an input whose x_t contains the prefix of `inputs.cache`; the prediction's last L positions are wanted."""
+    cache = inputs.cache
+    if cache is None:
+        return inputs
+    assert isinstance(cache, TokenPrefix), "this denoiser made no such cache"
+    tokens = torch.cat([cache.tokens, inputs.x_t], dim=1)
+    context = None if cache.block_size is None else Context(tokens, cache.block_size, last=True)
+    return replace(inputs, x_t=tokens, context=context, cache=None)
+
+
+@dataclass(frozen=True)
+class AfterPrefix:
+    """A denoiser whose inputs all come behind the same clean prefix.
+
+    Attributes:
+        denoiser: the network.
+        cache: the prefix, from the network's `prefill`.
+    """
+
+    denoiser: Denoiser
+    cache: Cache
+
+    @property
+    def supports_cache(self) -> bool:
+        """Whether the network keeps activations."""
+        return self.denoiser.supports_cache
+
+    def __call__(self, inputs: NetworkInput) -> Prediction:
+        """Return the prediction at the positions of `inputs.x_t`."""
+        return self.denoiser(replace(inputs, cache=self.cache))
+
+    def prefill(self, tokens: Tensor, block_size: int | None = None, cache: Cache | None = None) -> Cache:
+        """Return the cache of a longer prefix."""
+        return self.denoiser.prefill(tokens, block_size, self.cache if cache is None else cache)

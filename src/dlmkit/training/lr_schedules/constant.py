@@ -1,0 +1,22 @@
+"""Warm-up, then a constant."""
+
+from __future__ import annotations
+
+from dlmkit.training.lr_schedules.base import check_warmup
+
+
+class WarmupConstant:
+    """Linear warm-up over `warmup_steps`, then the peak.
+
+    Args:
+        num_steps: steps of the run.
+        warmup_steps: the first steps, at most `num_steps`.
+    """
+
+    def __init__(self, num_steps: int, warmup_steps: int) -> None:
+        check_warmup(warmup_steps, num_steps)
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the update that follows `step` finished ones."""
+        return min((step + 1) / max(self.warmup_steps, 1), 1.0)

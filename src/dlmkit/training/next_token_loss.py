@@ -1,0 +1,21 @@
+"""An auxiliary autoregressive loss beside the diffusion loss, on the same network."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dlmkit.types import CAUSAL_ATTENTION, Batch, Denoiser, NetworkInput
+
+
+def next_token_loss(network: Denoiser, batch: Batch, t: Tensor) -> Tensor:
+    """Return the summed cross-entropy, nats, of the scored clean tokens given those before them.
+
+    The network attends to the past alone in this pass; its outputs are aligned as a causal LM's (`shift`).
+
+    Args:
+        network: shifted and bidirectional.
+        batch: clean tokens.
+        t: float64 [B], an input of the network without meaning here.
+    """
+    prediction = network(NetworkInput(batch.tokens, t, batch.segments, attention=CAUSAL_ATTENTION))
+    return -prediction.token_log_prob(batch.tokens, batch.scored).sum()

@@ -1,0 +1,122 @@
+"""Planted errors in backbones: what is read, what is attended to, and what is predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dlmkit.backbones.alignment import Alignment
+from dlmkit.backbones.attention import Mask, annealed_visibility
+from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.dit import DiT
+from dlmkit.backbones.head import HeadPrediction
+from dlmkit.laws import backbones as laws
+from dlmkit.laws.backbones import (
+    law_annealing_keeps_the_past,
+    law_attends_where_it_may,
+    law_document_masking,
+    law_mask_is_never_predicted,
+    law_prefix_is_equivalent,
+    with_random_weights,
+)
+from dlmkit.laws.pairing import WORDS
+from dlmkit.prefix import TokenPrefix
+from laws.mutants.base import Mutant, RightPart
+
+
+def network(kind: type[DiT], causal: bool) -> Backbone:
+    """Return a tiny shifted network of which every weight matters."""
+    torch.manual_seed(0)
+    made = kind(WORDS.vocab_size, WORDS.mask_id, 16, 16, 2, 2, 8, causal=causal, shift=True, bos_id=WORDS.bos_id)
+    return with_random_weights(made)
+
+
+# Alignment
+
+
+class OutputsOneLate(Alignment):
+    def outputs(self, hidden, length):
+        return torch.cat([hidden[:, :1], hidden[:, : length - 1]], dim=1)
+
+
+class ShiftsTwice(DiT):
+    """The output at i - 2 predicts token i."""
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        self.alignment = OutputsOneLate(self.causal, self.shift, self.bos_id)
+
+
+class ReadsItsToken(Alignment):
+    def ids(self, tokens):
+        return tokens
+
+    def segments(self, segments):
+        return segments
+
+
+class ForgetsTheShift(DiT):
+    """Position i reads token i and predicts it: a copy."""
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        self.alignment = ReadsItsToken(self.causal, self.shift, self.bos_id)
+
+
+# Attention
+
+
+class PacksWithoutMask(DiT):
+    """Documents attend to each other."""
+
+    def forward(self, inputs):
+        return super().forward(replace(inputs, segments=None))
+
+
+class AnnealsThePast(DiT):
+    """Attends to the pairs that were drawn alone, and not to all of the past besides."""
+
+    def trunk_input(self, inputs):
+        trunk = super().trunk_input(inputs)
+        length = trunk.ids.shape[1]
+        drawn = annealed_visibility(length, inputs.attention, trunk.ids.device)
+        if drawn is None:
+            return trunk
+        return replace(trunk, mask=Mask((drawn | torch.eye(length, dtype=torch.bool))[None, None], trunk.positions))
+
+
+# Predictions
+
+
+class LeavesTheMaskIn(DiT):
+    def forward(self, inputs):
+        return HeadPrediction(super().forward(inputs).hidden, self.head, None)
+
+
+class ForgetsTheFirstPiece(DiT):
+    """A prefix that is handed over in two pieces loses the first one."""
+
+    def prefill(self, tokens, block_size=None, cache=None):
+        return TokenPrefix(tokens, block_size)
+
+
+def mutant(kind: type[DiT], causal: bool, *caught_by) -> Mutant:
+    title = f"{kind.__name__}-{'causal' if causal else 'bidirectional'}"
+    return Mutant(network, (kind, causal), caught_by=caught_by, title=title)
+
+
+MUTANTS = [
+    mutant(ShiftsTwice, True, law_attends_where_it_may),
+    mutant(ForgetsTheShift, True, law_attends_where_it_may),
+    mutant(PacksWithoutMask, False, law_document_masking),
+    mutant(PacksWithoutMask, True, law_document_masking),
+    mutant(AnnealsThePast, False, law_annealing_keeps_the_past),
+    mutant(LeavesTheMaskIn, False, law_mask_is_never_predicted),
+    mutant(ForgetsTheFirstPiece, False, law_prefix_is_equivalent),
+    mutant(ForgetsTheFirstPiece, True, law_prefix_is_equivalent),
+]
+
+RIGHT_PARTS = [
+    RightPart(network, (DiT, causal), passes=tuple(laws.LAWS), title=f"DiT-causal={causal}") for causal in (False, True)
+]

@@ -1,0 +1,72 @@
+"""Ancestral sampling: the argmax at temperature 0, and draws whose tail does not depend on the step size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlmkit.generation import generate
+from dlmkit.laws.predictions import TablePrediction
+from dlmkit.laws.samplers import Exact, empty
+from dlmkit.parameterizations.x0 import X0LeaveOneOut
+from dlmkit.randomness import generator_for
+from dlmkit.samplers import ancestral, drawing
+from dlmkit.samplers.base import Step
+from dlmkit.samplers.drawing import categorical
+from dlmkit.types import Canvas
+from laws import parts
+from laws.parts import MASK_ID, VOCAB_SIZE
+from laws.tables import source
+
+
+def test_temperature_zero_fills_in_the_most_likely_tokens():
+    """One position at a time the result is known: the argmax of each conditional."""
+    data, noise = source(), parts.process("absorbing")
+    tokens = torch.tensor([[2, MASK_ID, 3]])
+    canvas = Canvas(tokens, tokens != MASK_ID)
+    sampler = parts.sampler("ancestral", temperature=0.0)
+    done = generate(Exact(data, noise, X0LeaveOneOut()), noise, sampler, canvas, 4, generator_for("cpu", 0))
+    assert int(done.tokens[0, 1]) == int(data.joint[2, :, 3].argmax())
+
+
+def test_which_token_is_drawn_apart_from_whether_it_changes(monkeypatch: pytest.MonkeyPatch):
+    """A token's share is never multiplied by the step size before the draw: with dt = 1e-6 the tail would be lost."""
+    handed = []
+
+    def spy(probs: Tensor, generator: torch.Generator) -> Tensor:
+        handed.append(probs)
+        return categorical(probs, generator)
+
+    monkeypatch.setattr(ancestral, "categorical", spy)
+    assert drawing.categorical is categorical
+    noise = parts.process("absorbing")
+    table = torch.tensor([0.9, 0.0, 0.1 - 1e-7, 1e-7], dtype=torch.float64).log().expand(1_000_000, 1, VOCAB_SIZE)
+    x_t = torch.full((1_000_000, 1), MASK_ID)
+    t = torch.full((1_000_000,), 0.5, dtype=torch.float64)
+    parts.sampler("ancestral").step(
+        lambda inputs: TablePrediction(table),
+        noise,
+        x_t,
+        torch.zeros_like(x_t, dtype=torch.bool),
+        Step(0, 1, t, t - 1e-5),
+        None,
+        generator_for("cpu", 0),
+    )
+    (probs,) = handed
+    assert 0 < len(probs) < 100  # 20 expected
+    given_change = probs / probs.sum(-1, keepdim=True)
+    torch.testing.assert_close(given_change, table[0].exp().expand(len(probs), -1), rtol=1e-9, atol=0)
+
+
+def test_no_step_is_refused():
+    noise = parts.process("absorbing")
+    with pytest.raises(ValueError, match="num_steps 0"):
+        generate(
+            Exact(source(), noise, X0LeaveOneOut()),
+            noise,
+            parts.sampler("ancestral"),
+            empty(noise, 1),
+            0,
+            generator_for("cpu", 0),
+        )
