@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dlmkit.noising import training_copies
+from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
+from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from torch import Tensor
 
 from benchmarks.train_step import describe_machine
 from dlmkit.backbones.dit import DiT
-from dlmkit.noising import training_copies
 from dlmkit.objectives.masked import Masked
 from dlmkit.processes.absorbing import Absorbing
-from dlmkit.processes.absorbing_complementary import AbsorbingComplementary
-from dlmkit.processes.absorbing_fixed_count import AbsorbingFixedCount
 from dlmkit.randomness import generator_for
 from dlmkit.schedules.linear import Linear
 from dlmkit.t_samplers.base import TimeSampler
