@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
     Attributes:
         values: key -> value, resolved.
-        derived: keys whose value follows from another key.
+        derived: keys, or sections, that follow from others.
     """
 
     values: dict[str, Any]

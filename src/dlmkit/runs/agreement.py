@@ -87,7 +87,7 @@ def compare(recorded: Mapping[str, Any], current: Mapping[str, Any], derived: Co
     Args:
         recorded: dotted keys and values of the run's config.yaml, as they were at its start.
         current: those of now.
-        derived: keys of `current` that follow from others; they are left out where the key that they follow is named.
+        derived: keys or sections of `current` that follow from others; they are left out where others are named.
     """
     keys = sorted(recorded.keys() | current.keys())
     pairs = {key: (recorded.get(key, ABSENT), current.get(key, ABSENT)) for key in keys if not _is_free(key)}
@@ -105,7 +105,11 @@ def compare(recorded: Mapping[str, Any], current: Mapping[str, Any], derived: Co
 
 def _is_free(key: str) -> bool:
     """Return whether a key may change; "callbacks" alone is a run without any."""
-    return key == "callbacks" or any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+    return key == "callbacks" or _is_under(key, MAY_CHANGE)
+
+
+def _is_under(key: str, sections: Collection[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _callbacks(key: str, settings: Mapping[str, Any]) -> set[str]:
@@ -122,7 +126,7 @@ def _equal(old: Any, new: Any) -> bool:
 
 
 def _without_derived(changes: dict[str, tuple[Any, Any]], derived: Collection[str]) -> dict[str, tuple[Any, Any]]:
-    typed = {key: pair for key, pair in changes.items() if key not in derived}
+    typed = {key: pair for key, pair in changes.items() if not _is_under(key, derived)}
     return typed or changes
 
 

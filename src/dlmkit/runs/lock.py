@@ -69,9 +69,9 @@ def holder_of(run_dir: Path) -> Holder | None:
 
 
 def is_abandoned(run_dir: Path) -> bool:
-    """Return whether a folder is locked by a process that has ended: it was killed."""
+    """Return whether the process that a run was written by was killed: its lock is there, or was taken over from it."""
     holder = holder_of(run_dir)
-    return holder is not None and not holder.alive
+    return holder is not None and (not holder.alive or holder == Holder.here())
 
 
 @contextlib.contextmanager
