@@ -57,6 +57,8 @@ def compare_settings(run_dir: Path, config: DictConfig) -> Changes:
         recorded = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{file} is damaged ({_first_line(error)}): set if_exists=overwrite to start over") from error
+    if not isinstance(recorded, dict) or not recorded:
+        raise ValueError(f"{file} is damaged (it has no settings): set if_exists=overwrite to start over")
     marker = runs.Marker.read(run_dir)
     initial = {} if marker is None else marker.initial
     values = {**flatten(recorded), **initial}
@@ -86,14 +88,14 @@ def open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, resumed: bool
     values = settings_of(config).values
     initial = {key: values[key] for key in FOLLOW_BLOCK_SIZE if values.get(key) is not None}
     runs.open_folder(run_dir, runs.Marker.new(__version__, initial), resumed)
-    write_config(run_dir, config)
+    write_config(run_dir, resolved(config), None)
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")
 
 
-def write_config(run_dir: Path, config: DictConfig, block_size: int | None = None) -> None:
-    """Write config.yaml, with the block size that training has reached."""
-    content = resolved(config)
+def write_config(run_dir: Path, settings: dict[str, Any], block_size: int | None) -> None:
+    """Write config.yaml from resolved settings, with the block size that training has reached."""
+    content = copy.deepcopy(settings)
     if block_size is not None:
         content["objective"]["block_size"] = block_size
         if content["sampler"].get("block_size") is not None:
@@ -179,7 +181,8 @@ def make_record(
     from dlmkit.callbacks.record import RunRecord
     from dlmkit.training.budget import flops_per_token
 
-    settings = {**flatten(resolved(config)), **choices}
+    content = resolved(config)  # during the training Hydra cannot resolve it
+    settings = {**flatten(content), **choices}
     return RunRecord(
         run_dir,
         summary,
@@ -188,5 +191,5 @@ def make_record(
         lambda: flops_per_token(module, config.length),
         config.batch.size * config.length,
         module.corruption.num_copies,
-        lambda block_size: write_config(run_dir, config, block_size),
+        lambda block_size: write_config(run_dir, content, block_size),
     )
