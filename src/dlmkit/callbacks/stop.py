@@ -22,9 +22,10 @@ SECONDS_TO_END = 30
 class StopOnSignal(pl.Callback):
     """Saves a checkpoint and stops once a signal has come to any rank, at the same step on all of them.
 
-    Between two validations it saves into `runs.STOP_CHECKPOINT`, which is deleted when the run finishes; a run that is
-    due for a validation, or in one, completes it and saves then. It comes last among the callbacks, which have then
-    updated their states; Lightning puts those that save checkpoints even later.
+    Between two validations it saves into `runs.STOP_CHECKPOINT`, which is deleted when the run finishes. A run that is
+    due for a validation, or in one, completes it, and is saved then: by another callback where that saves after
+    validations, else by this one. It comes last among the callbacks, which have then updated their states; Lightning
+    puts those that save checkpoints even later.
 
     Args:
         signals: the signals that came.
@@ -39,6 +40,8 @@ class StopOnSignal(pl.Callback):
         self.every_steps = every_steps
         self.stopping = False
         self.steps = 0
+        self.validated = False  # since a signal came, with another callback that may have saved
+        self.saved_before: tuple[Path, int] | None = None
 
     @property
     def signum(self) -> int:
@@ -61,6 +64,8 @@ class StopOnSignal(pl.Callback):
         """
         if trainer.is_global_zero and runs.is_replacing(self.run_dir) and runs.has_checkpoint(self.run_dir):
             runs.settle(self.run_dir)
+        if self.validated and trainer.strategy.broadcast(self._newest() != self.saved_before):
+            self.stopping = True
         if self.stopping:
             _end_together(trainer)
             raise Stopped(self.signum)
@@ -78,12 +83,16 @@ class StopOnSignal(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals back from Lightning also where it validates without training."""
         self.signals.install()
+        self.saved_before = self._newest()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation during training, if a signal came."""
         is_last = trainer.global_step >= trainer.max_steps
-        if trainer.state.fn == TrainerFn.FITTING and not is_last and self._wanted(trainer):
+        if trainer.state.fn != TrainerFn.FITTING or is_last or not self._wanted(trainer):
+            return
+        if self.validated or not trainer.checkpoint_callbacks:
             self._save(trainer)
+        self.validated = True
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Delete the checkpoint of an earlier stop, now that the trained run is saved; a signal now stops it at once.
@@ -98,6 +107,11 @@ class StopOnSignal(pl.Callback):
 
     def _wanted(self, trainer: pl.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.signals.requested is not None, all=False)
+
+    def _newest(self) -> tuple[Path, int] | None:
+        """Return the newest checkpoint with the time when it was written."""
+        file = runs.last_checkpoint(self.run_dir, "resume")
+        return None if file is None else (file, file.stat().st_mtime_ns)
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.file)
