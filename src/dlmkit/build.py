@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +21,7 @@ from dlmkit.config import conf_dir, nearest
 from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
-from dlmkit.loggers import prepare
+from dlmkit.loggers import MetricsTable, prepare
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -199,11 +199,7 @@ def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Lo
     chosen = [
         instantiate(node, **_resume_options(node, steps_done), _convert_="all") for node in config.logger.values()
     ]
-    table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
-    for row in runs.read_metrics(run_dir, steps_done):  # CSVLogger begins a new file
-        cells: dict[str, Any] = dict(row)
-        table.log_metrics(cells, step=int(row["step"]))
-    return [*chosen, table]
+    return [*chosen, MetricsTable(run_dir, runs.read_metrics(run_dir, steps_done))]
 
 
 def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlmkit import __version__
+from dlmkit.runs.stopping import Stopped
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         hint = f": {interrupt}" if str(interrupt) else ""
         print(f"dlmkit {options.command}: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
+        return interrupt.code if isinstance(interrupt, Stopped) else INTERRUPTED
     except Exception as error:  # turned into one line, or raised again
         from dlmkit.config import explain
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from dlmkit.loggers import log_hyperparams
 from dlmkit.module import DiffusionLM
-from dlmkit.runs import ParentRun, RunSummary, Status
+from dlmkit.runs import ParentRun, RunSummary, Status, reason
 
 
 class RunRecord(pl.Callback):
@@ -61,6 +62,7 @@ class RunRecord(pl.Callback):
         self.train_seconds = 0.0
         self.batch_began = 0.0
         self.began = time.perf_counter()
+        self.stopped = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run adds to."""
@@ -111,9 +113,22 @@ class RunRecord(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Record that the run stopped: interrupted by the user, or failed."""
-        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
-        status: Status = "interrupted" if stopped else "failed"
-        self._write(trainer, replace(self._spent(), status=status))
+        self._stop(trainer, exception)
+
+    @contextmanager
+    def recording(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Record also what stops a run outside Lightning's loops, such as a checkpoint that cannot be written."""
+        with ExitStack() as stack:
+            stack.push(lambda kind, error, traceback: self._stop(trainer, error))
+            yield
+
+    def _stop(self, trainer: pl.Trainer, error: BaseException | None) -> None:
+        if error is None or self.stopped:
+            return
+        self.stopped = True
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        status: Status = "interrupted" if interrupted else "failed"
+        self._write(trainer, replace(self._spent(), status=status, error=reason(error)))
 
     def finish(self, trainer: pl.Trainer, module: DiffusionLM, metrics: dict[str, float]) -> RunSummary:
         """Write and return the record of a finished run, given the final validation's metrics; log it with settings."""
