@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import __version__, runs
+from dlmkit.checkpoints.verify import newest_whole
 from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
 from dlmkit.commands.relaunch import relaunch_as
 from dlmkit.config import check_overrides, conf_dir, register_resolvers, run_name
-from dlmkit.files import write_text
+from dlmkit.files import DISK_FULL, write_text
 from dlmkit.nested import flatten
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import ParentRun, RunSummary
@@ -123,6 +124,13 @@ def _job(config: DictConfig, script: str) -> float:
         if hydra_config.mode == RunMode.MULTIRUN:
             error.add_note(f"run {run_dir.name}")
         raise
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or run_dir
+        raise ValueError(
+            f"{where} could not be written ({error.strerror}): make room, then continue with if_exists=resume"
+        ) from error
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it before anything could be checked
@@ -147,6 +155,7 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
         return finished
     parent = starting_run(config, run_dir, overrides)
+    resume = _whole(resume, console)
 
     from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
     from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
@@ -170,6 +179,16 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         finished = _run(trainer, module, data, record, config, resume)
     conclude(console, finished, time.perf_counter() - began)
     return finished
+
+
+def _whole(newest: Path | None, console: Console) -> Path | None:
+    """Return `newest`, or the newest checkpoint beside it that is whole, naming those that are damaged."""
+    if newest is None:
+        return None
+    file, damaged = newest_whole(list(newest.parent.glob("*.ckpt")))
+    for line in damaged:
+        console.print(f"{escape(line)}: continuing from {file}")
+    return file
 
 
 def _record(
@@ -210,7 +229,7 @@ def _run(
     try:
         if config.validation.at_start and resume is None:
             trainer.validate(module, datamodule=data, verbose=False)
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
         trainer.save_checkpoint(record.run_dir / runs.LAST_CHECKPOINT)
         module.set_val_times(config.validation.num_times)
         (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
@@ -261,7 +280,16 @@ def starting_run(config: DictConfig, run_dir: Path, overrides: list[str]) -> Par
 
     changes = {str(key): config.init_from[key] for key in config.init_from}
     kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("experiment", "if_exists")]
-    return runs.read_parent(run_dir.parent / run_name(",".join(sorted(sibling(kept, changes)))))
+    try:
+        return runs.read_parent(run_dir.parent / run_name(",".join(sorted(sibling(kept, changes)))))
+    except ValueError as error:
+        pretrained = config.backbone.get("name")
+        if pretrained is None:
+            raise
+        raise ValueError(
+            f"family={config.member} starts from an autoregressive run of the same sweep, and there is none: to start"
+            f" from a pretrained model, set experiment=adapt backbone.name={pretrained} in its place"
+        ) from error
 
 
 def describe(

@@ -114,7 +114,7 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     if name.startswith((".", "/", "~")) and not local.is_dir():
         raise ValueError(f"tokenizer.name = {name!r} is not a folder: {nearest(name)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name)
+        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
             f"tokenizer.name = {name!r} is neither a folder with a tokenizer nor reachable on the hub: check the name, "
