@@ -118,5 +118,5 @@ def _for_transformers(tokenizer: Tokenizer, folder: Path) -> None:
 def _unused_text(fast: PreTrainedTokenizerBase) -> str:
     """Return a text for a new mask token that no token has: a model's own "[MASK]" may be another one."""
     known = fast.get_vocab()
-    names = (MASK_TEXT, *(f"[MASK_{index}]" for index in itertools.count(1)))
-    return next(name for name in names if name not in known)
+    numbered = (f"[MASK_{index}]" for index in itertools.count(1))
+    return next(text for text in itertools.chain([MASK_TEXT], numbered) if text not in known)

@@ -29,7 +29,7 @@ def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size:
     if (name is None) == (config is None):
         raise ValueError(
             f"backbone.name {name!r} and backbone.config {'given' if config else 'null'}: give exactly one, a name to"
-            " load a pretrained model, or a config (with model_type) to start from scratch"
+            " load a pretrained model (experiment=adapt, or backbone.config=null), or a config to start from scratch"
         )
     if name is not None:
         model_config = _pretrained_config(name)
