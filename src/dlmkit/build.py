@@ -11,11 +11,13 @@ import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
+from dlmkit.checkpoints.io import KitCheckpointIO, ShardedStrategy, check_strategy
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
 from dlmkit.data.corpora.base import Corpus
@@ -166,11 +168,12 @@ def build_trainer(
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     if isinstance(options["strategy"], dict):
-        options["strategy"] = instantiate(options["strategy"])
+        options["strategy"] = _strategy(options["strategy"])
     loggers = build_loggers(config, run_dir, steps_done)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
+            plugins=KitCheckpointIO(),
             max_steps=config.num_steps,
             accumulate_grad_batches=config.batch.accumulate,
             val_check_interval=config.validation.every_steps * config.batch.accumulate,
@@ -185,6 +188,16 @@ def build_trainer(
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
         raise ValueError(f"trainer: {error}") from error
+    check_strategy(trainer.strategy)
+    return trainer
+
+
+def _strategy(node: dict[str, Any]) -> Strategy:
+    """Build a strategy; in the place of Lightning's FSDP2 the kit's, which verifies checkpoints."""
+    sharded = get_object(node["_target_"]) is ModelParallelStrategy
+    target = f"{ShardedStrategy.__module__}.{ShardedStrategy.__qualname__}" if sharded else node["_target_"]
+    strategy: Strategy = instantiate({**node, "_target_": target})
+    return strategy
 
 
 def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Logger]:

@@ -185,13 +185,8 @@ class DiffusionLM(pl.LightningModule):
         """Restore what was left out, the state of parts and the settings.
 
         Raises:
-            ValueError: a checkpoint of an earlier version, or state that does not fit a part.
+            ValueError: state that does not fit a part.
         """
-        if "parts" not in checkpoint:
-            raise ValueError(
-                "the checkpoint was written by dlmkit 0.1, which this version cannot resume: start another run from it"
-                " with init_from, or train again"
-            )
         for name, part in self.parts.items():
             if not isinstance(part, nn.Module):
                 part.load_state_dict(checkpoint["parts"].get(name, {}))

@@ -13,9 +13,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from dlmkit.files import DISK_FULL, json_text, overwrite_bytes
 from dlmkit.loggers import log_hyperparams
 from dlmkit.module import DiffusionLM
-from dlmkit.runs import ParentRun, RunSummary, Status, reason
+from dlmkit.runs import SUMMARY, ParentRun, RunSummary, Status, reason
 
 
 class RunRecord(pl.Callback):
@@ -181,8 +182,15 @@ class RunRecord(pl.Callback):
         )
 
     def _write(self, trainer: pl.Trainer, summary: RunSummary) -> None:
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        try:
             summary.write(self.run_dir)
+        except OSError as error:
+            record = self.run_dir / SUMMARY
+            if error.errno not in DISK_FULL or not record.is_file():
+                raise
+            overwrite_bytes(record, json_text(summary.to_dict()).encode())  # so that it says what became of the run
 
 
 def memory_in_use(device: torch.device) -> int:

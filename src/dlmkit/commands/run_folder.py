@@ -127,7 +127,16 @@ def starting_run(config: DictConfig, run_dir: Path, overrides: list[str]) -> Par
 
     changes = {str(key): config.init_from[key] for key in config.init_from}
     kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("experiment", "if_exists")]
-    return runs.read_parent(run_dir.parent / run_name(",".join(sorted(sibling(kept, changes)))))
+    try:
+        return runs.read_parent(run_dir.parent / run_name(",".join(sorted(sibling(kept, changes)))))
+    except ValueError as error:
+        pretrained = config.backbone.get("name")
+        if pretrained is None:
+            raise
+        raise ValueError(
+            f"family={config.member} starts from an autoregressive run of the same sweep, and there is none: to start"
+            f" from a pretrained model, set experiment=adapt backbone.name={pretrained} in its place"
+        ) from error
 
 
 def describe(

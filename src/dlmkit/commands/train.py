@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import runs
+from dlmkit.checkpoints.verify import newest_whole
 from dlmkit.commands.hydra_arguments import FLAGS, WithoutHydrasLine, command_line, overrides_first
 from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
 from dlmkit.commands.relaunch import quoted, relaunch_as
@@ -30,6 +31,7 @@ from dlmkit.commands.run_folder import (
     starting_run,
 )
 from dlmkit.config import check_overrides, conf_dir, register_resolvers
+from dlmkit.files import DISK_FULL
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import RunSummary, Stopped, StopSignals
 
@@ -78,6 +80,13 @@ def _job(config: DictConfig, script: str) -> float:
     try:
         check_overrides(config, overrides)
         summary = train(config, run_dir, choices, overrides, [script, "train", *_config_dir(hydra_config)])
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or run_dir
+        raise ValueError(
+            f"{where} could not be written ({error.strerror}): make room, then continue with if_exists=resume"
+        ) from error
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it before anything could be checked
@@ -106,11 +115,12 @@ def train(
     rank_zero = is_rank_zero()
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not rank_zero)
     resuming = config.if_exists in runs.RESUMING
-    with StopSignals(requeue=resuming, rank_zero=rank_zero) as signals, _folder(run_dir, config, rank_zero) as resume:
-        if resuming and (finished := _look_at_earlier(run_dir, config, resume, console)):
+    with StopSignals(requeue=resuming, rank_zero=rank_zero) as signals, _folder(run_dir, config, rank_zero) as newest:
+        if resuming and (finished := _look_at_earlier(run_dir, config, newest, console)):
             console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
             return finished
         parent = starting_run(config, run_dir, overrides)
+        resume = _whole(newest, console)
 
         from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
         from dlmkit.callbacks.stop import StopOnSignal
@@ -166,6 +176,16 @@ def _look_at_earlier(run_dir: Path, config: DictConfig, resume: Path | None, con
     return finished
 
 
+def _whole(newest: Path | None, console: Console) -> Path | None:
+    """Return `newest`, or the newest checkpoint beside it that is whole, naming those that are damaged."""
+    if newest is None:
+        return None
+    file, damaged = newest_whole(list(newest.parent.glob("*.ckpt")))
+    for line in damaged:
+        console.print(f"{escape(line)}: continuing from {file}")
+    return file
+
+
 def _run(
     trainer: Trainer,
     module: DiffusionLM,
@@ -182,7 +202,7 @@ def _run(
         with record.recording(trainer):
             if config.validation.at_start and resume is None:
                 trainer.validate(module, datamodule=data, verbose=False)
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+            trainer.fit(module, datamodule=data, ckpt_path=resume)
             trainer.save_checkpoint(record.run_dir / runs.LAST_CHECKPOINT)
             stop.finish(trainer)
             module.set_val_times(config.validation.num_times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size:
     if (name is None) == (config is None):
         raise ValueError(
             f"backbone.name {name!r} and backbone.config {'given' if config else 'null'}: give exactly one, a name to"
-            " load a pretrained model, or a config (with model_type) to start from scratch"
+            " load a pretrained model (experiment=adapt, or backbone.config=null), or a config to start from scratch"
         )
     if name is not None:
         model_config = _pretrained_config(name)
@@ -58,11 +59,16 @@ def _config_for(model_type: str, keywords: dict[str, Any]) -> PretrainedConfig:
 
 def _pretrained_config(name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, HFValidationError) as error:
         raise ValueError(
             f"backbone.name {name!r} is neither a local folder with a config.json nor a model that the hub gives:"
             " check the name, or download it elsewhere and give the folder"
+        ) from error
+    except ValueError as error:  # what transformers raises for types that it does not have
+        raise ValueError(
+            f"backbone.name {name!r} is of a type that transformers has no class for, and code that comes with a model"
+            f" is not run: choose a model of one of {', '.join(FAMILIES)}"
         ) from error
 
 
@@ -79,6 +85,7 @@ def build_model(name: str | None, config: PretrainedConfig, attention: str) -> P
 
 def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> PreTrainedModel:
     """Load every weight of a pretrained model, none missing, left over or of another shape."""
+    _check_files(Path(name))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -86,6 +93,7 @@ def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> Pre
             attn_implementation=attention,
             dtype=torch.float32,  # master weights; mixed precision is the trainer's business
             local_files_only=Path(name).is_dir(),
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except SafetensorError as error:
@@ -103,6 +111,34 @@ def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> Pre
                 " released DiffuGPT and DiffuLLaMA checkpoints come in through `dlmkit import`"
             )
     return model
+
+
+def _check_files(folder: Path) -> None:
+    """Check that a local model has its weights in its own folder.
+
+    Raises:
+        ValueError: an index of weights that names files elsewhere, or an adapter, whose model is elsewhere.
+    """
+    for index in folder.glob("*.index.json"):
+        shards_of(index)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds an adapter, not a model: merge it into its model, and name the result")
+
+
+def shards_of(index: Path) -> list[str]:
+    """Return the names of the files that an index of weights lists, sorted.
+
+    Raises:
+        ValueError: no such list, or a file outside of the index's folder.
+    """
+    try:
+        shards = sorted({str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged: download it again") from error
+    for shard in shards:
+        if Path(shard).name != shard or shard == "..":
+            raise ValueError(f"{index} names {shard!r}, which is not a file beside it: download the model again")
+    return shards
 
 
 def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> None:

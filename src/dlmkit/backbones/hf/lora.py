@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> Any:
@@ -31,7 +32,10 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float, trai
         from peft import LoraConfig, LoraModel
     except ModuleNotFoundError as error:
         raise ValueError("backbone.lora needs the package peft: pip install 'dlmkit[lora]'") from error
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers are [in, out]
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", fan_in_fan_out=transposed
+    )
     tuner = LoraModel(model, config, "default")
     if train_embeddings:
         embeddings = model.get_input_embeddings()
