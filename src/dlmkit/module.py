@@ -1,4 +1,4 @@
-"""DiffusionLM: couples a backbone, a process and an objective to Lightning. It owns no mathematics."""
+"""DiffusionLM: couples a backbone, a process and an objective to Lightning. It contains no mathematics."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class DiffusionLM(pl.LightningModule):
         self.seed = seed
         self.attention: Attention = FULL_ATTENTION
         self.likelihood = LikelihoodMetric()
+        self.num_validated = 0  # sequences of this validation so far, on this rank
         for name, part in self.parts.items():
             if isinstance(part, nn.Module) and name not in self._modules:
                 self.add_module(name, part)  # a part inside another one
@@ -120,7 +121,10 @@ class DiffusionLM(pl.LightningModule):
         self.num_val_times = 1 if self.objective.exact else num_val_times
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return this micro-batch's share of the loss per scored token of the global batch."""
+        """Return the summed loss of the micro-batch over its number of positions, a scalar in nats.
+
+        `on_before_optimizer_step` makes the gradient that of the loss per scored token of the global batch.
+        """
         batch = self._scorable(batch)
         draw, indices = self._times(batch, batch_idx % self.trainer.accumulate_grad_batches)
         times = TimeDraw(discretise(draw.t, self.objective.num_steps), draw.weight)
@@ -156,7 +160,8 @@ class DiffusionLM(pl.LightningModule):
         """Score every token of the batch at every time of the shared grid."""
         batch = self._scorable(batch)
         rank, world = shard_of(self.trainer)
-        indices = (self.likelihood.num_sequences + torch.arange(len(batch))) * world + rank  # see ValidationOrder
+        indices = (self.num_validated + torch.arange(len(batch))) * world + rank  # see ValidationOrder
+        self.num_validated += len(batch)
         scores = score_sequences(self.objective, self.process, self.backbone, batch, indices, self.num_val_times)
         self.likelihood.update(scores, batch.scored.sum(-1))
 
@@ -164,6 +169,7 @@ class DiffusionLM(pl.LightningModule):
         """Log the bound with its boundary terms and its standard error, perplexity and bits per byte."""
         result = self.likelihood.compute()
         self.likelihood.reset()
+        self.num_validated = 0
         values = {"val/nll": result.nll, "val/nll_stderr": result.stderr, "val/ppl": result.perplexity}
         values |= {"val/reconstruction": result.reconstruction, "val/prior": result.prior}
         if self.bytes_per_token is not None:

@@ -53,7 +53,8 @@ class Part:
     def update(self, totals: Tensor) -> None:
         """Learn from what `collect` returned, [S], summed over all ranks and accumulation steps.
 
-        Called once per optimizer step, before the step. Between two calls the part depends on its arguments alone.
+        Called once per optimizer step, before the step. Between two calls what the part's other methods return must
+        depend on their arguments alone.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +66,9 @@ class Part:
 
 
 def walk(parts: Mapping[str, Part]) -> Iterator[tuple[str, Part]]:
-    """Yield (name, part) of the parts and of those inside them; an inner part is named "objective_within"."""
+    """Yield (name, part) of the parts and of those inside them; an inner part is named after both,
+
+    as in "objective_within" for the attribute `within` of the part "objective"."""
     for name, part in parts.items():
         yield name, part
         yield from walk({f"{name}_{key}": inner for key, inner in part.inner_parts().items()})

@@ -47,12 +47,12 @@ class Request:
 class RequestBuilder:
     """Makes requests for one network.
 
-    A network that does not predict token 0 (`Backbone.predicts_first`) needs a given first token. Where the text does
-    not begin with one, an end of document stands before it, as in training.
+    A network that does not predict token 0 (`Backbone.predicts_first`) needs a given first token. To a text without
+    one (an empty prompt, or a gap at the start) `start_id` is prepended, and it stays in the completed tokens.
 
     Attributes:
         predicts_first: whether token 0 is predicted.
-        start_id: the given first token where it is not, usually the end of document; ``None`` where the data has none.
+        start_id: id prepended where token 0 must be given, usually the end of document; ``None``: the data has none.
     """
 
     predicts_first: bool
@@ -62,11 +62,11 @@ class RequestBuilder:
         """Return a request to continue a prompt; with an empty one, unconditional text.
 
         Args:
-            ids: of the prompt.
-            length: L, tokens in all.
+            ids: of the prompt; nothing is put before them unless there are none.
+            length: L, given tokens included (the prompt, or the start token).
 
         Raises:
-            ValueError: no room behind the prompt.
+            ValueError: `length` leaves no free position, or the prompt is empty and there is no `start_id`.
         """
         given = [*(() if ids else self._start()), *ids]
         if length <= len(given):
@@ -77,7 +77,11 @@ class RequestBuilder:
         return Request(given + [FILLER] * free, [True] * len(given) + [False] * free)
 
     def unconditional(self, length: int) -> Request:
-        """Return a request for text of `length` tokens."""
+        """Return a request for text of `length` tokens, the start token included where one is prepended.
+
+        Raises:
+            ValueError: as for `prompt`.
+        """
         return self.prompt((), length)
 
     def infill(self, text: str, tokenizer: Encoder) -> Request:

@@ -65,9 +65,11 @@ class LoadedModel:
     ) -> list[str]:
         """Return generated texts, given parts included: `num_samples` for each prompt, in order.
 
+        Special tokens are shown, so that a text may begin with the start token, "<|eos|>".
+
         Args:
             prompts: text to continue, one or several of any lengths; ``None`` or "" for unconditional text.
-            infill: a text with gaps, "[MASK:n]" for n tokens, instead of prompts.
+            infill: a text with gaps, "[MASK:n]" for n tokens; `prompts` and `length` are then not used.
             num_samples: texts for each prompt, at least 1.
             num_steps: reverse steps, at least 1; an autoregressive sampler takes one per token.
             length: tokens in all; the training length by default. An infill has its own.

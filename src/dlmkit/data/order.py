@@ -28,7 +28,7 @@ class BatchPlan:
             map.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: `seed` or `num_workers` below 0, `num_workers` above 8 per core, another number below 1.
     """
 
     micro_batch_size: int
@@ -88,7 +88,7 @@ class TrainOrder(Sampler[list[int]]):
                 yield self.indices(step, micro_step)
 
     def indices(self, step: int, micro_step: int) -> list[int]:
-        """Return the sequences of one micro-batch."""
+        """Return the indices of the sequences of one micro-batch on this rank, in [0, num_sequences)."""
         micro_batch_size, accumulate = self._plan.micro_batch_size, self._plan.accumulate
         entries = np.arange(micro_batch_size)
         global_batch_size = micro_batch_size * accumulate * self._world_size

@@ -18,7 +18,9 @@ WEIGHTINGS = ("bound", "constant", "clipped")
 
 
 class MaskedElbo(Objective[Absorbing]):
-    """nll = -alpha'_t / (1 - alpha_t) * sum over masked i of -log p(x_0^i | x_t).
+    """nll of a masked token = -weight * alpha'_t / (1 - alpha_t) * -log p(x_0^i | x_t), with `Noised.weight`.
+
+    `Noised.noise_rate`, where there is one, takes the place of 1 - alpha_t.
 
     Source: arXiv 2406.07524 (MDLM), equation 10; arXiv 2410.17891, equations 6 and 7. The network runs its head at the
     masked positions only; clean tokens are carried over, and the mask is never predicted.

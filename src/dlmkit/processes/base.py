@@ -103,7 +103,7 @@ class ForwardProcess(Part, ABC):
         return alpha[:, None] * x0_probs + mass
 
     def transition(self, s: Tensor, t: Tensor) -> Transition:
-        """Return the step from s to t >= s, both [N]."""
+        """Return the step from s to t >= s, both float64 [N], with alpha(s) > 0 (otherwise NaN)."""
         alpha_s, mass_s = self.coefficients(s)
         alpha_t, mass_t = self.coefficients(t)
         kept = alpha_t / alpha_s
@@ -129,7 +129,10 @@ class ForwardProcess(Part, ABC):
         return joint / joint.sum(-1, keepdim=True)
 
     def rate(self, t: Tensor) -> Tensor:
-        """Return the jump rate r_t(z) [B, V] from any other token to z: mass'_t(z) - alpha'_t / alpha_t mass_t(z)."""
+        """Return the jump rate r_t(z) [B, V] from any other token to z: mass'_t(z) - alpha'_t / alpha_t mass_t(z).
+
+        It is per unit of t (float64 [B]), and finite only where alpha(t) > 0.
+        """
         (alpha, mass), (d_alpha, d_mass) = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[:2]
         return d_mass - (d_alpha / alpha)[:, None] * mass
 

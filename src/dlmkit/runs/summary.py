@@ -124,7 +124,7 @@ class RunSummary:
 
     @classmethod
     def read(cls, run_dir: Path) -> RunSummary | None:
-        """Return the record in a run's folder, or ``None`` when there is none yet. Keys it does not know are left out.
+        """Return the record in a run's folder, or ``None`` when there is none yet. Unknown keys are left out.
 
         Raises:
             ValueError: a file that is damaged or that no run wrote; one line with file, field and remedy.

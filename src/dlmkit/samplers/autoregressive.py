@@ -63,7 +63,7 @@ class Autoregressive(Sampler[Progress]):
         return Progress(_shortest_prompt(canvas), None)
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
-        """Return the number of positions after the shortest prompt, whatever was requested."""
+        """Return the number of positions after the shortest prompt, or 1 if there are none, whatever was requested."""
         return max(1, canvas.tokens.shape[1] - _shortest_prompt(canvas))
 
     def step(

@@ -33,7 +33,8 @@ class BlockState:
 class Blockwise(Sampler[BlockState]):
     """x^b ~ p(x^b | x^{<b}) for b = 0, 1, ..., each drawn by the sampler `within`, from t = 1 to 0.
 
-    The requested steps are divided evenly, at least one a block; `within` may take another number. Given tokens stay,
+    Each of the K blocks has requested // K steps, at least one; `within` may take another number. The times of a step
+    are those of `within` inside its block; t and s of the `Step` that is passed in are not used. Given tokens stay,
     but a block does not depend on what is given after it: infilling has the left context alone. The blocks before the
     current one are handed to the denoiser once (`Denoiser.prefill`). Source: arXiv 2503.09573 (BD3-LM), algorithm 2.
 

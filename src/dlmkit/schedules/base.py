@@ -31,7 +31,10 @@ class Schedule(Part, ABC):
         return slope
 
     def inverse(self, alpha: Tensor) -> Tensor:
-        """Return the t in [0, 1] with alpha(t) = `alpha` (same shape, float64), by bisection to 1e-12."""
+        """Return the t in [0, 1] with alpha(t) = `alpha` (float64, any shape), by bisection to 1e-12.
+
+        Where alpha(t) is constant it is the least such t; an `alpha` outside [alpha(1), alpha(0)] gives 0 or 1.
+        """
         low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
         for _ in range(42):
             middle = (low + high) / 2

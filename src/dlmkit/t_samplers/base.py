@@ -23,8 +23,9 @@ class Support(NamedTuple):
 class TimeSampler(Part, ABC):
     """Draws the times of one whole global batch (all ranks, all accumulation steps), float64 on the CPU.
 
-    Every rank draws the same vector from the same seed and takes every R-th entry of it, so that each covers the whole
-    range of t and the union does not depend on how the batch is split.
+    Every rank draws the same vector from the same seed. A micro-batch takes every R-th entry of it, R being the
+    number of ranks times the accumulation steps: it covers the whole range of t, and the union does not depend on how
+    the batch is split.
 
     Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over `support`.
     """
@@ -68,8 +69,8 @@ def stratified_in_alpha(
 def stratified_uniform(num: int, generator: torch.Generator) -> Tensor:
     """Return one uniform draw from each of `num` equal cells of [0, 1), float64, starting at a random cell.
 
-    In order but for the start, so that every R-th entry (a rank's share) has one draw in each R-fold cell; with the
-    random start each row of the batch gets every cell equally often.
+    In order but for the start, so that every R-th entry (the share of a micro-batch) has one draw in each cell R times
+    as wide; with the random start each row of the batch gets every cell equally often.
     """
     start = torch.randint(num, (1,), generator=generator)
     jitter = torch.rand(num, dtype=torch.float64, generator=generator)

@@ -105,14 +105,14 @@ class Learned(TimeSampler):
         self.sums = torch.where(fresh, self.decay * self.sums + sums, self.sums)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the draws and the averages of the bins."""
+        """Return "drawn", the draws of each bin, [num_bins], and "sums", its decayed sums, [3, num_bins]; float64."""
         return {"drawn": self.drawn, "sums": self.sums}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore them.
 
         Raises:
-            ValueError: there are none, or they are of another number of bins.
+            ValueError: `state` is empty (another t_sampler was trained with), or has another number of bins.
         """
         if "drawn" not in state:
             raise ValueError(

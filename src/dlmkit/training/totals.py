@@ -33,7 +33,7 @@ class StepTotals:
             self._collected[name] = self._collected[name] + sums if name in self._collected else sums
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> StepTotals:
-        """Return the totals over all ranks, given the sum of a float64 vector over ranks."""
+        """Return the totals over all ranks; `reduce` maps a float64 vector to its sum over the ranks."""
         counts = torch.tensor([self.num_scored, self.num_positions], dtype=torch.float64)
         sizes = [len(sums) for sums in self._collected.values()]
         vector = reduce(torch.cat([counts, *self._collected.values()])).cpu()
@@ -43,6 +43,6 @@ class StepTotals:
         return total
 
     def update_parts(self) -> None:
-        """Let every part learn from its totals."""
+        """Call `update` of every part with its totals, [S]."""
         for name, sums in self._collected.items():
             self._parts[name].update(sums)
