@@ -24,7 +24,7 @@ class Complementary(Corruption):
     bounds that, but the complement of a t near 1 would be near 0 again. Therefore a t for which either rate would be
     below s_min = max(min_share, alpha_1, 1 - alpha_0) is not paired: both copies are at t, with their weight unchanged,
     and masks from u and from 1 - u for one uniform draw u per token. Paired times are mapped onto themselves and the
-    others stay, so that each copy alone integrates over [0, 1] exactly. Over a sampler's [eps, 1] it does so if s_min is
+    others stay, so that each copy alone integrates over [0, 1] exactly. Over a sampler's [eps, 1] it does if s_min is
     at least 1 - alpha_eps; otherwise the second copy leaves out as much near 1 instead of 0.
 
     The first copy is distributed as independent noise.
