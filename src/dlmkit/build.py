@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +22,7 @@ from dlmkit.config import conf_dir, nearest
 from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
-from dlmkit.loggers import prepare
+from dlmkit.loggers import MetricsTable, prepare
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -209,10 +209,7 @@ def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Lo
     chosen = [
         instantiate(node, **_resume_options(node, steps_done), _convert_="all") for node in config.logger.values()
     ]
-    table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
-    for row in runs.read_metrics(run_dir, steps_done):  # CSVLogger begins a new file
-        cells: dict[str, Any] = dict(row)
-        table.log_metrics(cells, step=int(row["step"]))
+    table = MetricsTable(run_dir, runs.read_metrics(run_dir, steps_done))
     return [*chosen, table]
 
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ThroughputMonitor
+from lightning.pytorch.trainer.states import RunningStage
 from typing_extensions import override
 
 from dlmkit.module import DiffusionLM
 from dlmkit.training.budget import flops_per_token
 from dlmkit.types import Batch
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What a run has trained on, copies counted, on each device."""
+
+    batches: int = 0
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class Throughput(ThroughputMonitor):
@@ -28,6 +40,7 @@ class Throughput(ThroughputMonitor):
 
     def __init__(self, window_size: int) -> None:
         super().__init__(batch_size_fn=len, length_fn=_num_tokens, window_size=window_size)
+        self.earlier = _Counts()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -40,6 +53,28 @@ class Throughput(ThroughputMonitor):
             self.available_flops = int(measured_cpu_flops())
             for throughput in self._throughputs.values():
                 throughput.available_flops = self.available_flops
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        stage = RunningStage.TRAINING
+        times = self._throughputs[stage]._time if stage in self._throughputs else []
+        seconds = times[-1] if times else self.earlier.seconds
+        counts = (self._batches.get(stage, 0), self._samples.get(stage, 0), self._lengths.get(stage, 0))
+        return asdict(_Counts(*counts, seconds))
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.earlier = _Counts(**state_dict)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """Count on from where an interrupted run had come to; Lightning begins at 0."""
+        super().on_train_start(trainer, *arguments)
+        stage = RunningStage.TRAINING
+        if trainer.is_global_zero:
+            self._batches[stage], self._samples[stage] = self.earlier.batches, self.earlier.samples
+            self._lengths[stage] = self.earlier.tokens
+            self._t0s[stage] -= self.earlier.seconds
 
     @override
     def on_train_batch_end(

@@ -24,7 +24,7 @@ from dlmkit.checkpoints.verify import newest_whole
 from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
 from dlmkit.commands.relaunch import relaunch_as
 from dlmkit.config import check_overrides, conf_dir, register_resolvers, run_name
-from dlmkit.files import DISK_FULL, write_text
+from dlmkit.files import DISK_FULL, remove_partials, write_text
 from dlmkit.nested import flatten
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import ParentRun, RunSummary
@@ -202,7 +202,8 @@ def _record(
     from dlmkit.callbacks.record import RunRecord
     from dlmkit.training.budget import flops_per_token
 
-    settings = {**flatten(_resolved(config)), **choices}
+    resolved = _resolved(config)  # here, since Hydra's own values are hidden while the run trains
+    settings = {**flatten(resolved), **choices}
     return RunRecord(
         run_dir,
         summary,
@@ -211,7 +212,7 @@ def _record(
         lambda: flops_per_token(module, config.length),
         config.batch.size * config.length,
         module.corruption.num_copies,
-        lambda block_size: _write_config(run_dir, config, block_size),
+        lambda block_size: _write_config(run_dir, OmegaConf.create(resolved), block_size),
     )
 
 
@@ -230,6 +231,8 @@ def _run(
         if config.validation.at_start and resume is None:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data, ckpt_path=resume)
+        # Lightning's count, by which rows are logged, is one behind in the checkpoint of the last step.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         trainer.save_checkpoint(record.run_dir / runs.LAST_CHECKPOINT)
         module.set_val_times(config.validation.num_times)
         (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
@@ -246,6 +249,7 @@ def _open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, clear: bool)
     """Write what a run's folder holds before the first step, after removing an earlier run if `clear`."""
     if clear:
         runs.clear(run_dir)
+    remove_partials(run_dir)
     _write_config(run_dir, config)
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")
