@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from typing import IO, Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk that takes no more, or not that much from this user or process."""
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names of files that `replacing` writes to."""
 
 
 @contextmanager
@@ -33,6 +37,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what processes that were killed inside `replacing` left in a folder and below, where none runs now."""
+    for path in folder.rglob(".*"):
+        if PARTIAL.fullmatch(path.name):
+            path.unlink()
 
 
 def _flush_folder(folder: Path) -> None:

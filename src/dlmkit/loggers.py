@@ -1,4 +1,4 @@
-"""Loggers beside metrics.csv: text and hyperparameters through any of them, and what they need around a run."""
+"""metrics.csv, and the loggers beside it: text and hyperparameters through any of them, and what they need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
-from typing_extensions import override
 
 from dlmkit.files import write_text
 
@@ -53,6 +52,54 @@ def prepare(names: Collection[str]) -> None:
         import wandb
 
         wandb.setup()  # reads the environment; wandb.init would print warnings before it does
+
+
+class MetricsTable(CSVLogger):
+    """metrics.csv, from which a killed process takes no row that was there before: Lightning's begins a new file.
+
+    Args:
+        run_dir: the run's folder.
+        rows: of a resumed run, which stay; rows of the file that are not among them go.
+    """
+
+    def __init__(self, run_dir: Path, rows: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=1)
+        self.rows = rows
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, which makes the file when it is first used."""
+        if self._experiment is None:
+            self._experiment = _TableWriter(self.log_dir, self.rows)
+        return self._experiment
+
+
+class _TableWriter(ExperimentWriter):
+    """Appends rows; where a column is new, the file is replaced in one step."""
+
+    def __init__(self, log_dir: str, rows: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        self.metrics_keys = sorted({key for row in rows for key in row})
+        if rows:
+            self._replace(rows)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the file as it is until its successor is there."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            self._replace(list(csv.DictReader(file)))
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(Path(self.metrics_file_path), table.getvalue())
 
 
 @rank_zero_only
@@ -104,54 +151,3 @@ def close(loggers: Iterable[Logger]) -> None:
 def _as_code(text: str) -> str:
     """Indent a text, so that Markdown shows it as it is."""
     return "    " + text.replace("\n", "\n    ")
-
-
-class MetricsTable(CSVLogger):
-    """metrics.csv, which every run writes: Lightning's logger, except that no row is lost when the process is killed.
-
-    Lightning's deletes the file of a resumed run, and writes it again in place for every new column.
-
-    Args:
-        run_dir: the run's folder.
-        rows: of a resumed run, as they were read: the table begins with them.
-    """
-
-    def __init__(self, run_dir: Path, rows: Sequence[Mapping[str, str]]) -> None:
-        super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=1)
-        self._run_dir = run_dir
-        self._rows = rows
-
-    @property
-    @override
-    @rank_zero_experiment
-    def experiment(self) -> _TableWriter:
-        """What writes the file, made when the first row is written."""
-        if self._experiment is None:
-            self._experiment = _TableWriter(self._run_dir, self._rows)
-        assert isinstance(self._experiment, _TableWriter)
-        return self._experiment
-
-
-class _TableWriter(ExperimentWriter):
-    def __init__(self, run_dir: Path, rows: Sequence[Mapping[str, str]]) -> None:
-        super().__init__(str(run_dir))
-        self.metrics_keys = sorted({column for row in rows for column in row})
-        if rows:
-            self._replace(self.metrics_keys, rows)
-
-    @override
-    def _check_log_dir_exists(self) -> None:
-        """Leave the file of a resumed run until it is replaced."""
-
-    @override
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with Path(self.metrics_file_path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        self._replace(fieldnames, rows)
-
-    def _replace(self, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(Path(self.metrics_file_path), table.getvalue())

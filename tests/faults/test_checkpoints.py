@@ -223,16 +223,3 @@ def test_damage_is_named_wherever_a_checkpoint_is_read() -> None:
     assert (outcome.code, line in outcome.line) == (2, True), outcome.err
     assert not Path("out").exists()
     assert dlmkit("sample", str(run / "checkpoints/step=2.ckpt"), "--steps", "2").code == 0
-
-
-def test_a_write_that_was_killed_leaves_nothing_behind() -> None:
-    """Its half file, which has another name, is removed by the next write of the same checkpoint."""
-    write(FILE, {"step": 1})
-    half = Path(".a.ckpt.0123456789abcdef")
-    half.write_bytes(b"half")
-    other = Path(".b.ckpt.0123456789abcdef")
-    other.write_bytes(b"half")
-    assert read(FILE) == {"step": 1}
-    write(FILE, {"step": 2})
-    assert read(FILE) == {"step": 2}
-    assert (half.exists(), other.exists()) == (False, True)

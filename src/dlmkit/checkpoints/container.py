@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,6 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
     state = json.dumps(packer.pack(content, ()))
     order = sorted(packer.tensors, key=lambda name: -packer.tensors[name].element_size())  # keeps all of them aligned
     tensors = {name: packer.tensors[name] for name in order}
-    for partial in file.parent.glob(f".{escape(file.name)}.*"):
-        partial.unlink()  # of a process that was killed while it wrote this file
     checksum = sha256()
     try:
         with replacing(file) as out:

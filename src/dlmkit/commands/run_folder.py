@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from dlmkit import __version__, runs
 from dlmkit.config import run_name
-from dlmkit.files import write_text
+from dlmkit.files import remove_partials, write_text
 from dlmkit.nested import flatten
 from dlmkit.runs import Changes, ParentRun, RunSummary
 
@@ -88,6 +88,7 @@ def open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, resumed: bool
     values = settings_of(config).values
     initial = {key: values[key] for key in FOLLOW_BLOCK_SIZE if values.get(key) is not None}
     runs.open_folder(run_dir, runs.Marker.new(__version__, initial), resumed)
+    remove_partials(run_dir)
     write_config(run_dir, resolved(config), None)
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")

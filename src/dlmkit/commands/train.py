@@ -203,6 +203,8 @@ def _run(
             if config.validation.at_start and resume is None:
                 trainer.validate(module, datamodule=data, verbose=False)
             trainer.fit(module, datamodule=data, ckpt_path=resume)
+            # Lightning's count, by which rows are logged, is one behind in the checkpoint of the last step.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             trainer.save_checkpoint(record.run_dir / runs.LAST_CHECKPOINT)
             stop.finish(trainer)
             module.set_val_times(config.validation.num_times)
