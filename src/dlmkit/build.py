@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
+from dlmkit.callbacks.finite import FiniteSteps
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
 from dlmkit.data.corpora.base import Corpus
@@ -25,13 +26,6 @@ from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.base import Sampler
-
-AT_LEAST_ONE = (
-    "validation.every_steps",
-    "validation.check_times",
-    "validation.num_times",
-    "trainer.log_every_n_steps",
-)
 
 
 def build_data(config: DictConfig) -> CorpusDataModule:
@@ -118,9 +112,6 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     Raises:
         ValueError: they do not, or a part refuses its settings.
     """
-    for key in AT_LEAST_ONE:
-        if (value := OmegaConf.select(config, key)) < 1:
-            raise ValueError(f"{key} {value} is below 1: give at least 1")
     parts = build_parts(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)  # the initial weights
     backbone = build_backbone(config)
@@ -180,7 +171,7 @@ def build_trainer(
             callbacks=callbacks,
             logger=loggers,
         )
-    except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"trainer: {error}") from error
 
 
@@ -210,7 +201,8 @@ def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """Build the callbacks that `config.callbacks` names."""
+    """Build the callbacks that `config.callbacks` names, and the one that watches for NaN, which every run has."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+    callbacks.append(FiniteSteps(**config.non_finite))
     # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

@@ -22,7 +22,7 @@ from rich.markup import escape
 from dlmkit import __version__, runs
 from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
 from dlmkit.commands.relaunch import relaunch_as
-from dlmkit.config import check_overrides, conf_dir, register_resolvers, run_name
+from dlmkit.config import check_overrides, check_values, conf_dir, register_resolvers, run_name
 from dlmkit.files import write_text
 from dlmkit.nested import flatten
 from dlmkit.ranks import is_rank_zero
@@ -112,13 +112,14 @@ def _job(config: DictConfig, script: str) -> float:
         script: the path of the `dlmkit` that was called, with which the other processes of a run are started.
     """
     register_resolvers()
-    run_dir = Path(config.run_dir)
     hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
     overrides = list(hydra_config.overrides.task)
     try:
         check_overrides(config, overrides)
-        summary = train(config, run_dir, choices, overrides, script)
+        check_values(config)
+        summary = train(config, Path(config.run_dir), choices, overrides, script)
     except (ValueError, HydraException) as error:
         if hydra_config.mode == RunMode.MULTIRUN:
             error.add_note(f"run {run_dir.name}")
