@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
+from dlmkit.callbacks.finite import FiniteSteps
 from dlmkit.checkpoints.io import KitCheckpointIO, ShardedStrategy, check_strategy
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
@@ -29,13 +30,6 @@ from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
-
-AT_LEAST_ONE = (
-    "validation.every_steps",
-    "validation.check_times",
-    "validation.num_times",
-    "trainer.log_every_n_steps",
-)
 
 
 def build_data(config: DictConfig) -> CorpusDataModule:
@@ -122,9 +116,6 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     Raises:
         ValueError: they do not, or a part refuses its settings.
     """
-    for key in AT_LEAST_ONE:
-        if (value := OmegaConf.select(config, key)) < 1:
-            raise ValueError(f"{key} {value} is below 1: give at least 1")
     torch.manual_seed(seed_for(config.seed, "parts"))  # initial weights of parts that have any, such as an objective
     parts = build_parts(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)  # initial weights of the network
@@ -186,7 +177,7 @@ def build_trainer(
             callbacks=callbacks,
             logger=loggers,
         )
-    except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"trainer: {error}") from error
     check_strategy(trainer.strategy)
     return trainer
@@ -222,7 +213,8 @@ def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """Build the callbacks that `config.callbacks` names."""
+    """Build the callbacks that `config.callbacks` names, and the one that watches for NaN, which every run has."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+    callbacks.append(FiniteSteps(**config.non_finite))
     # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,6 +53,8 @@ class DiffusionLM(pl.LightningModule):
     Attributes:
         attention: share of the future that the network attends to in training; a callback may change it. Validation
             and generation always use full attention.
+        on_non_finite: called with the totals of a step whose loss or gradient is not finite, before the optimizer step;
+            set by callbacks.FiniteSteps. Parts learn nothing from that step.
     """
 
     flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
@@ -83,6 +86,7 @@ class DiffusionLM(pl.LightningModule):
         self.ar_weight = ar_weight
         self.seed = seed
         self.attention: Attention = FULL_ATTENTION
+        self.on_non_finite: Callable[[StepTotals], None] | None = None
         self.likelihood = LikelihoodMetric()
         self.num_validated = 0  # sequences of this validation so far, on this rank
         for name, part in self.parts.items():
@@ -140,6 +144,7 @@ class DiffusionLM(pl.LightningModule):
             ar_loss = next_token_loss(self.backbone, batch, times.t)
             self.log("train/ar_nll", ar_loss.detach() / num_scored)
             loss = loss + self.ar_weight * ar_loss
+        self.totals.loss = self.totals.loss + loss.detach()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.
         return loss / batch.scored.numel()
@@ -147,14 +152,19 @@ class DiffusionLM(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the mean over positions into the mean over scored tokens of the global batch, before clipping."""
         strategy = self.trainer.strategy
-        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
-        self.totals = StepTotals(self.parts)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         reduce_replicated(gradients, lambda gradient: strategy.reduce(gradient, reduce_op="mean"), self.device_mesh)
+        norm = gathered(torch.nn.utils.get_total_norm(gradients))
+        self.totals.grad_norm = norm
+        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        self.totals = StepTotals(self.parts)
         factor = totals.num_positions / max(totals.num_scored, 1.0)
         torch._foreach_mul_(gradients, factor)  # the gradients are 0 where nothing is scored
-        totals.update_parts()
-        self.log("train/grad_norm", gathered(torch.nn.utils.get_total_norm(gradients)))
+        self.log("train/grad_norm", norm * factor)
+        if self.on_non_finite is not None and not math.isfinite(totals.loss + totals.grad_norm):
+            self.on_non_finite(totals)
+        else:
+            totals.update_parts()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score every token of the batch at every time of the shared grid."""
@@ -166,7 +176,11 @@ class DiffusionLM(pl.LightningModule):
         self.likelihood.update(scores, batch.scored.sum(-1))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the bound with its boundary terms and its standard error, perplexity and bits per byte."""
+        """Log the bound with its boundary terms and its standard error, perplexity and bits per byte.
+
+        Raises:
+            ValueError: the bound is not finite.
+        """
         result = self.likelihood.compute()
         self.likelihood.reset()
         self.num_validated = 0
@@ -175,6 +189,11 @@ class DiffusionLM(pl.LightningModule):
         if self.bytes_per_token is not None:
             values["val/bpb"] = result.bits_per_byte(self.bytes_per_token)
         self.log_dict({**values, "val/tokens": float(result.num_tokens)}, rank_zero_only=True)
+        if not math.isfinite(result.nll):
+            raise ValueError(
+                f"the validation at step {self.global_step} has nll {result.nll}: the run has diverged, lower"
+                " optimizer.lr or change the schedule"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out pretrained weights that were never trained (adapters); add the state of parts and settings."""

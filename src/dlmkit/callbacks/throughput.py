@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from typing_extensions import override
 
 from dlmkit.module import DiffusionLM
+from dlmkit.ranges import Range, checked
 from dlmkit.training.budget import flops_per_token
 from dlmkit.types import Batch
 
@@ -45,7 +46,10 @@ class Throughput(ThroughputMonitor):
         window_size: batches averaged over.
     """
 
-    def __init__(self, window_size: int) -> None:
+    @checked
+    def __init__(
+        self, window_size: Annotated[int, Range("[2, 1000000]", "give the batches averaged over, such as 20")]
+    ) -> None:
         super().__init__(batch_size_fn=len, length_fn=_num_tokens, window_size=window_size)
         self._before = Counters()
 

@@ -30,7 +30,7 @@ from dlmkit.commands.run_folder import (
     open_folder,
     starting_run,
 )
-from dlmkit.config import check_overrides, conf_dir, register_resolvers
+from dlmkit.config import check_overrides, check_values, conf_dir, register_resolvers
 from dlmkit.files import DISK_FULL
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import RunSummary, Stopped, StopSignals
@@ -73,13 +73,14 @@ def _job(config: DictConfig, script: str) -> float:
         script: the path of the `dlmkit` that was called, with which the other processes of a run are started.
     """
     register_resolvers()
-    run_dir = Path(config.run_dir)
     hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
     overrides = list(hydra_config.overrides.task)
     try:
         check_overrides(config, overrides)
-        summary = train(config, run_dir, choices, overrides, [script, "train", *_config_dir(hydra_config)])
+        check_values(config)
+        summary = train(config, Path(config.run_dir), choices, overrides, [script, "train", *_config_dir(hydra_config)])
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

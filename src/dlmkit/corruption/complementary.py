@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from dlmkit.corruption.base import Corruption
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Range, checked
 from dlmkit.types import TimeDraw
 
 
@@ -39,9 +42,10 @@ class Complementary(Corruption):
     requires = Absorbing
     num_copies = 2
 
-    def __init__(self, min_share: float) -> None:
-        if not 0.0 < min_share < 0.5:
-            raise ValueError(f"min_share {min_share} is outside (0, 0.5): it is the least share of masks, try 2e-3")
+    @checked
+    def __init__(
+        self, min_share: Annotated[float, Range("(0, 0.5)", "it is the least share of masks, try 2e-3")]
+    ) -> None:
         self.min_share = min_share
 
     def times(self, process: ForwardProcess, draw: TimeDraw) -> TimeDraw:

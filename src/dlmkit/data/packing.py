@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from dlmkit.data.files import digest, write_folder
 from dlmkit.data.sequences import sequence_schema
 from dlmkit.data.sources.base import Source
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.ranges import Range, check_fields
 
 PACKING_VERSION = 1  # raise whenever the stored sequences change
 SIDES = ("train", "val")
@@ -32,6 +34,10 @@ _BATCH_CHARACTERS = 2**20  # text given to the tokenizer at once
 _TOKENS_PER_WRITE = 2**20
 # key in statistics.json, as in existing caches -> attribute of Statistics
 _ATTRIBUTES = {"documents": "documents", "blocks": "sequences", "tokens": "tokens", "bytes": "bytes"}
+
+
+ValFraction = Annotated[float, Range("(0, 1]", "it is the share of documents for validation, for example 0.05")]
+SplitSeed = Annotated[int, Range(f"[{-(2**63)}, {2**63 - 1}]", "give a whole number, such as 0")]
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,11 @@ class Split:
         seed: of the choice.
     """
 
-    val_fraction: float
-    seed: int
+    val_fraction: ValFraction
+    seed: SplitSeed
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_fraction <= 1:
-            raise ValueError(f"val_fraction = {self.val_fraction} must be above 0 and at most 1, for example 0.05")
+        check_fields(self)
 
     def side(self, text: str) -> str:
         """Return ``train`` or ``val``, the same at every call and on every machine."""

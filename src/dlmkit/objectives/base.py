@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Range
 from dlmkit.types import Noised, Prediction, TokenLoss
+
+MaxWeight = Annotated[float, Range("(0, 1e6]", "no token would have a loss below, try 10")] | None
 
 P = TypeVar("P", bound=ForwardProcess)
 
@@ -72,5 +75,3 @@ def check_weighting(weighting: str, choices: tuple[str, ...], max_weight: float 
             f"max_weight {max_weight} with weighting {weighting!r}: 'clipped' needs a max_weight, such as 10, and"
             " the others take none (null)"
         )
-    if max_weight is not None and not 0 < max_weight < float("inf"):
-        raise ValueError(f"max_weight {max_weight} is not a positive number: no token would have a loss, try 10")

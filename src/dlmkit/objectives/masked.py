@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dlmkit.objectives.base import Objective, check_weighting
+from dlmkit.objectives.base import MaxWeight, Objective, check_weighting
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.absorbing import Absorbing
+from dlmkit.ranges import checked
 from dlmkit.tensors import at_positions, scatter
 from dlmkit.types import Noised, Prediction, TokenLoss
 
@@ -41,7 +42,8 @@ class MaskedElbo(Objective[Absorbing]):
     noisy_positions_only = True
     divides_by_noise_rate = True
 
-    def __init__(self, weighting: Weighting = "bound", max_weight: float | None = None) -> None:
+    @checked
+    def __init__(self, weighting: Weighting = "bound", max_weight: MaxWeight = None) -> None:
         check_weighting(weighting, WEIGHTINGS, max_weight)
         self.weighting = weighting
         self.max_weight = max_weight

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dlmkit.parts import Part
+from dlmkit.ranges import Range, checked
 from dlmkit.schedules.base import Schedule
+
+VocabSize = Annotated[int, Range("[1, 2147483647]", "leave it to the tokenizer")]
 
 
 class Coefficients(NamedTuple):
@@ -72,7 +75,8 @@ class ForwardProcess(Part, ABC):
     has_noise: bool = True
     """Whether there is noise at all (the autoregressive baseline has none)."""
 
-    def __init__(self, vocab_size: int, mask_id: int | None) -> None:
+    @checked
+    def __init__(self, vocab_size: VocabSize, mask_id: int | None) -> None:
         self.vocab_size = vocab_size
         self.mask_id = mask_id
 
@@ -170,7 +174,8 @@ class InterpolatingProcess(ForwardProcess, ABC):
     num_noise_tokens: int
     """How many tokens noise is drawn from, each with pi = 1 / num_noise_tokens; pi is zero elsewhere."""
 
-    def __init__(self, schedule: Schedule, vocab_size: int, mask_id: int | None) -> None:
+    @checked
+    def __init__(self, schedule: Schedule, vocab_size: VocabSize, mask_id: int | None) -> None:
         super().__init__(vocab_size, mask_id)
         self.schedule = schedule
 

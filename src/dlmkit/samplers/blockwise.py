@@ -12,6 +12,7 @@ from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.prefix import AfterPrefix
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Tokens, check_fields
 from dlmkit.samplers.base import Sampler, Step
 from dlmkit.types import Cache, Canvas, Denoiser
 
@@ -43,12 +44,11 @@ class Blockwise(Sampler[BlockState]):
         within: the sampler inside a block.
     """
 
-    block_size: int = field()  # no default, although the base class has one
+    block_size: Tokens = field()  # no default, although the base class has one
     within: Sampler[Any]
 
     def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"block_size {self.block_size} is below 1: give that of the objective")
+        check_fields(self)
         if isinstance(self.within.parameterization, NextToken) or self.within.block_size is not None:
             raise ValueError(f"within={self.within.name}: give a diffusion sampler without blocks, such as ancestral")
 

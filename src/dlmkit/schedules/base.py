@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dlmkit.parts import Part
+from dlmkit.ranges import Range
+
+SignalLeft = Annotated[float, Range("[0, 0.5]", "it is a share of signal left at t = 1, try 1e-3")]
 
 
 class Schedule(Part, ABC):
@@ -41,9 +45,3 @@ class Schedule(Part, ABC):
             above = self.alpha(middle) > alpha
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (low + high) / 2
-
-
-def check_open_unit(name: str, value: float) -> None:
-    """Raise ValueError unless 0 <= value < 1."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} {value} is outside [0, 1): it is a share of signal left at t = 1, try 1e-3")

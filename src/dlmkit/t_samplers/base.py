@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dlmkit.parts import Part
+from dlmkit.ranges import Range
 from dlmkit.schedules.base import Schedule
 from dlmkit.types import TimeDraw
+
+SmallestTime = Annotated[float, Range("[0, 0.5]", "it is the smallest t that is drawn, try 1e-3 (or 0)")]
 
 
 class Support(NamedTuple):
@@ -44,12 +47,6 @@ class TimeSampler(Part, ABC):
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator) -> TimeDraw:
         """Return (t, weight), float64 [num]: t in (0, 1], weight = 1 / density at t."""
-
-
-def check_eps(eps: float) -> None:
-    """Raise ValueError unless 0 <= eps < 1."""
-    if not 0.0 <= eps < 1.0:
-        raise ValueError(f"eps {eps} is outside [0, 1): it is the smallest t that is drawn, try 1e-3 (or 0)")
 
 
 def rescale_to_eps(u: Tensor, eps: float) -> TimeDraw:

@@ -14,7 +14,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from dlmkit.backbones.base import check_memory
 from dlmkit.backbones.hf.families import FAMILIES, family_of
+
+UNSUITABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+"""What transformers raises for settings that it does not check."""
+
+DIVISIONS = (
+    ("n_embd", "n_head"),
+    ("hidden_size", "num_attention_heads"),
+    ("num_attention_heads", "num_key_value_heads"),
+)
+"""Settings of which the first is a multiple of the second."""
 
 NEW_ROWS = 1
 """Rows that may be added to a pretrained embedding: the mask token's."""
@@ -54,7 +65,24 @@ def _config_for(model_type: str, keywords: dict[str, Any]) -> PretrainedConfig:
         raise ValueError(
             f"backbone.config.{unknown[0]} is no setting of {model_type}: see transformers' {model_type} config"
         )
-    return AutoConfig.for_model(model_type, **keywords)
+    for whole, parts in DIVISIONS:
+        if whole in keywords and parts in keywords and keywords[whole] % keywords[parts]:
+            raise ValueError(
+                f"backbone.config.{whole} {keywords[whole]} is no multiple of {parts} {keywords[parts]}: choose a"
+                f" multiple of it"
+            )
+    try:
+        return AutoConfig.for_model(model_type, **keywords)
+    except UNSUITABLE as error:
+        raise _unsuitable(model_type, error) from error
+
+
+def _unsuitable(model_type: str, error: Exception) -> ValueError:
+    kind = type(error).__name__
+    return ValueError(
+        f"backbone.config: transformers makes no {model_type} of it ({kind}: {error}): mend that setting, see"
+        f" transformers' {model_type} config"
+    )
 
 
 def _pretrained_config(name: str) -> PretrainedConfig:
@@ -76,11 +104,15 @@ def build_model(name: str | None, config: PretrainedConfig, attention: str) -> P
     """Return the pretrained model `name`, or a new one from `config`.
 
     Raises:
-        ValueError: weights that are damaged, or not those of the configuration.
+        ValueError: weights that are damaged, or not those of the configuration; settings of which there is no model.
     """
-    if name is None:
+    if name is not None:
+        return _load_pretrained(name, config, attention)
+    check_memory(12 * config.num_hidden_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size)
+    try:
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    return _load_pretrained(name, config, attention)
+    except UNSUITABLE as error:
+        raise _unsuitable(config.model_type, error) from error
 
 
 def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> PreTrainedModel:

@@ -9,10 +9,11 @@ import numpy as np
 
 from dlmkit.data.corpora.base import TokenizedCorpus
 from dlmkit.data.files import cache_root, digest
-from dlmkit.data.packing import Split
+from dlmkit.data.packing import Split, SplitSeed, ValFraction
 from dlmkit.data.sequences import MemorySequences
 from dlmkit.data.sources.jsonl import JsonLines
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.ranges import Tokens, checked
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class PairsCorpus(TokenizedCorpus):
         ValueError: no pairs, an empty response, or a `length` too short for any pair.
     """
 
+    @checked
     def __init__(
         self,
         files: str | Iterable[str],
@@ -60,9 +62,9 @@ class PairsCorpus(TokenizedCorpus):
         separator: str,
         score_padding: bool,
         tokenizer: Tokenizer,
-        length: int,
-        val_fraction: float = 0.05,
-        split_seed: int = 0,
+        length: Tokens,
+        val_fraction: ValFraction = 0.05,
+        split_seed: SplitSeed = 0,
     ) -> None:
         super().__init__(tokenizer, length)
         pairs = _read(files, prompt, response)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dlmkit.data.files import digest, find_files, identity
 from dlmkit.data.sources.base import Source
+from dlmkit.ranges import checked
 
 
 class JsonLines(Source):
@@ -18,6 +19,7 @@ class JsonLines(Source):
         field: the field that holds the text.
     """
 
+    @checked
     def __init__(self, files: str | Iterable[str], field: str = "text") -> None:
         self._paths = find_files(files)
         self._field = field

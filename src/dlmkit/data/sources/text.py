@@ -8,6 +8,7 @@ from typing import TextIO
 
 from dlmkit.data.files import digest, find_files, identity
 from dlmkit.data.sources.base import Source
+from dlmkit.ranges import checked
 
 _PIECE = 2**22  # characters read at a time
 
@@ -21,6 +22,7 @@ class Text(Source):
             given on a command line as ``'\n\n'``; ``None``: each file is one document.
     """
 
+    @checked
     def __init__(self, files: str | Iterable[str], separator: str | None = None) -> None:
         if separator == "":
             raise ValueError("separator is empty: use null for one document per file, or the text between documents")

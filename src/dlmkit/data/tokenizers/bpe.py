@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tokenizers
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dlmkit.data.tokenizers.base import EOS_TEXT, MASK_TEXT, Tokenizer
 from dlmkit.files import write_text
+from dlmkit.ranges import Range, checked
 
 _NUM_SPECIAL = 2
 _SMALLEST = 256 + _NUM_SPECIAL
@@ -30,11 +31,11 @@ class BPE(Tokenizer):
         vocab_size: number of ids in all: 256 bytes, the merges and the two special ids.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        if vocab_size < _SMALLEST:
-            raise ValueError(
-                f"tokenizer.vocab_size = {vocab_size} must be at least {_SMALLEST}: 256 bytes, eos and mask"
-            )
+    @checked
+    def __init__(
+        self,
+        vocab_size: Annotated[int, Range(f"[{_SMALLEST}, 16777216]", "256 bytes, merges, eos and mask, such as 1024")],
+    ) -> None:
         self._vocab_size = vocab_size
         self._model: tokenizers.Tokenizer | None = None
 

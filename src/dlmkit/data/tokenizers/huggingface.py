@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dlmkit.data.files import digest, nearest
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.ranges import Range, checked
+
+TokenId = Annotated[int, Range("[0, 2147483647]", "use an id of the tokenizer, or new")]
 
 
 class HuggingFace(Tokenizer):
@@ -26,7 +29,8 @@ class HuggingFace(Tokenizer):
         eos: the token that ends documents; ``None`` for the tokenizer's own.
     """
 
-    def __init__(self, name: str, mask: str | int = "new", eos: str | None = None) -> None:
+    @checked
+    def __init__(self, name: str, mask: str | TokenId = "new", eos: str | None = None) -> None:
         self.pretrained = _load(name)
         self._eos = eos
         self._mask_id = _find_mask(self.pretrained, name, mask)
