@@ -61,7 +61,7 @@ def test_a_signal_saves_and_the_run_ends_as_if_it_had_not_come(run: str, place: 
 
 
 def assert_same_end(whole: Path, parts: Path) -> None:
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "parts"):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "parts", "settings"):
         torch.testing.assert_close(checkpoint(parts)[key], checkpoint(whole)[key], rtol=0, atol=0)
     assert without_clocks(parts) == without_clocks(whole)
     same = ("val_nll", "val_nll_stderr", "steps", "tokens_seen", "total_flops", "status", "error")

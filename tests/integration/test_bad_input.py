@@ -207,7 +207,9 @@ def test_sweep() -> None:
     sweep = ["train", *TOY, "budget.tokens=64", "hydra.sweep.dir=runs/sweep", "hydra.sweep.subdir=${hydra:job.num}"]
     assert_refused(dlmkit(*sweep, "schedule=linear,cosin", "-m"), "(nearest: cosine)")
     assert_refused(dlmkit(*sweep, "batch.sise=1,2", "-m"), "(nearest: batch.size)")
-    assert_refused(dlmkit(*sweep, "optimizer.lr=fast,slow", "-m"), "optimizer.lr 'fast'", "; run 0")
+    assert_refused(
+        dlmkit(*sweep, "optimizer.lr=fast,slow", "-m"), "2 of 2 runs failed: optimizer.lr=fast: optimizer.lr 'fast'"
+    )
     circle = ["init_from={family: ${other.${family}}}", "+other={ar: uniform, uniform: ar}"]
     assert dlmkit(*sweep, "family=ar,uniform", *circle, "-m").code == 2
 

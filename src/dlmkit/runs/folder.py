@@ -17,7 +17,7 @@ from dlmkit.runs.summary import SUMMARY, RunSummary
 LAST_CHECKPOINT = Path(CHECKPOINTS) / "last.ckpt"
 STOP_CHECKPOINT = Path(CHECKPOINTS) / "stopped.ckpt"
 """Where a run that a signal stops between two validations is saved."""
-RESUMING = ("auto", "resume")
+RESUMING = ("resume", "auto")
 POLICIES = ("refuse", "overwrite", *RESUMING)
 
 
