@@ -109,6 +109,7 @@ def forked(work: Callable[[], int]) -> int:
             code = work()
         finally:
             os._exit(code)
+    os.setpgid(child, child)  # here too: a kill may come before the child has run at all
     return child
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from kills import differences
 
-from toy_runs import stop_at, train, trained
+from toy_runs import stop_at, summary, train, trained
 
 KILLS = Path(__file__).with_name("kills.py")
 
@@ -35,3 +36,15 @@ def test_the_comparison_sees_what_is_lost() -> None:
         found = differences(Path(run), whole)
         assert ("state_dict" in found) == lost, found
         assert bool(found) == lost, found
+
+
+def test_a_block_size_that_grew_is_recorded_after_the_last_step() -> None:
+    """A run that is resumed with nothing left to train has it from the checkpoint alone."""
+    parts = ["family=block", "objective.block_size=2", "+callbacks.growth={_target_: stateful.Growth}"]
+    whole = trained("whole", *parts, steps=5)
+    assert summary(whole)["block_size"] == 4
+    assert train("parts", *parts, stop_at(5, "on_train_end"), steps=5).code == 130
+    shutil.copy(whole / "checkpoints/last.ckpt", "parts/checkpoints/last.ckpt")
+    trained("parts", *parts, "if_exists=resume", steps=5)
+    assert differences(Path("parts"), whole) == []
+    assert "block_size: 4" in Path("parts/config.yaml").read_text()

@@ -133,6 +133,7 @@ class RunRecord(pl.Callback):
 
     def finish(self, trainer: pl.Trainer, module: DiffusionLM, metrics: dict[str, float]) -> RunSummary:
         """Write and return the record of a finished run, given the final validation's metrics; log it with settings."""
+        self._follow_block_size(trainer, module)  # a run that was resumed after its last step has not done so
         summary = replace(
             self._spent(),
             val_nll=metrics["val/nll"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from dlmkit.files import DISK_FULL
 from dlmkit.runs import ParentRun, RunSummary
 
 if TYPE_CHECKING:
@@ -55,7 +57,15 @@ def silence_libraries(progress: bool) -> None:
 
     if not progress:
         transformers_logging.disable_progress_bar()
+    threading.excepthook = _thread_failed
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
+    """Say nothing of a full disk in a thread: TensorBoard raises its writer's error again where the run sees it."""
+    error = arguments.exc_value
+    if not (isinstance(error, OSError) and error.errno in DISK_FULL):
+        threading.__excepthook__(arguments)
