@@ -18,7 +18,7 @@ from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.evaluation.nelbo import score_sequences
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
-from dlmkit.parts import Part, walk
+from dlmkit.parts import Part, load_states, states, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
 from dlmkit.ranks import shard_of
@@ -26,6 +26,7 @@ from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.training.lr_schedules.base import LRSchedule
 from dlmkit.training.next_token_loss import next_token_loss
+from dlmkit.training.parameter_groups import parameter_groups
 from dlmkit.training.sharding import gathered, reduce_replicated, shard
 from dlmkit.training.totals import StepTotals
 from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
@@ -202,8 +203,7 @@ class DiffusionLM(pl.LightningModule):
         checkpoint["state_dict"] = {
             key: value for key, value in state.items() if key in kept or not key.startswith(BACKBONE)
         }
-        states = {name: part.state_dict() for name, part in self.parts.items() if not isinstance(part, nn.Module)}
-        checkpoint["parts"] = {name: state for name, state in states.items() if state}
+        checkpoint["parts"] = states(self.parts)
         checkpoint["settings"] = {"block_size": self.block_size}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -212,18 +212,13 @@ class DiffusionLM(pl.LightningModule):
         Raises:
             ValueError: state that does not fit a part.
         """
-        for name, part in self.parts.items():
-            if not isinstance(part, nn.Module):
-                part.load_state_dict(checkpoint["parts"].get(name, {}))
+        load_states(self.parts, checkpoint["parts"])
         self.block_size = checkpoint["settings"]["block_size"]
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Decay matrices, not vectors; step the learning rate every optimizer step."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-        optimizer = self.make_optimizer([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
+        optimizer = self.make_optimizer(parameter_groups(self.parameters()))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

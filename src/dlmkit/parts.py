@@ -72,3 +72,16 @@ def walk(parts: Mapping[str, Part]) -> Iterator[tuple[str, Part]]:
     for name, part in parts.items():
         yield name, part
         yield from walk({f"{name}_{key}": inner for key, inner in part.inner_parts().items()})
+
+
+def states(parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
+    """Return name -> state for a checkpoint, of the parts that have any; a module's weights are the model's."""
+    found = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, nn.Module)}
+    return {name: state for name, state in found.items() if state}
+
+
+def load_states(parts: Mapping[str, Part], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore what `states` returned."""
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            part.load_state_dict(saved.get(name, {}))
