@@ -51,7 +51,9 @@ def test_a_lock_of_a_living_process_counts(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("changes", [{"boot": "another"}, {"started": 1}, {"pid": ended()}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"boot": "another"}, {"started": 1}, {"pid": ended()}], ids=["boot", "reused", "ended"]
+)
 def test_a_lock_of_an_ended_process_does_not_count(tmp_path: Path, changes: dict[str, object]) -> None:
     assert runs.is_abandoned(lock(tmp_path, **changes))
     with runs.locked(tmp_path):
