@@ -20,11 +20,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import __version__, runs
-from dlmkit.checkpoints.verify import newest_whole
-from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
+from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries, whole_checkpoint
 from dlmkit.commands.relaunch import relaunch_as
 from dlmkit.config import check_overrides, conf_dir, register_resolvers, run_name
-from dlmkit.files import DISK_FULL, remove_partials, write_text
+from dlmkit.files import full_disk_explained, remove_partials, write_text
 from dlmkit.nested import flatten
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import ParentRun, RunSummary
@@ -119,18 +118,12 @@ def _job(config: DictConfig, script: str) -> float:
     overrides = list(hydra_config.overrides.task)
     try:
         check_overrides(config, overrides)
-        summary = train(config, run_dir, choices, overrides, script)
+        with full_disk_explained(run_dir):
+            summary = train(config, run_dir, choices, overrides, script)
     except (ValueError, HydraException) as error:
         if hydra_config.mode == RunMode.MULTIRUN:
             error.add_note(f"run {run_dir.name}")
         raise
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        where = error.filename or run_dir
-        raise ValueError(
-            f"{where} could not be written ({error.strerror}): make room, then continue with if_exists=resume"
-        ) from error
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it before anything could be checked
@@ -155,7 +148,7 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
         return finished
     parent = starting_run(config, run_dir, overrides)
-    resume = _whole(resume, console)
+    resume = whole_checkpoint(console, resume)
 
     from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
     from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
@@ -179,16 +172,6 @@ def train(config: DictConfig, run_dir: Path, choices: dict[str, Any], overrides:
         finished = _run(trainer, module, data, record, config, resume)
     conclude(console, finished, time.perf_counter() - began)
     return finished
-
-
-def _whole(newest: Path | None, console: Console) -> Path | None:
-    """Return `newest`, or the newest checkpoint beside it that is whole, naming those that are damaged."""
-    if newest is None:
-        return None
-    file, damaged = newest_whole(list(newest.parent.glob("*.ckpt")))
-    for line in damaged:
-        console.print(f"{escape(line)}: continuing from {file}")
-    return file
 
 
 def _record(
