@@ -39,6 +39,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def full_disk_explained(place: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a line; `place` is named where the error has no file.
+
+    Raises:
+        ValueError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or place
+        raise ValueError(
+            f"{where} could not be written ({error.strerror}): make room, then continue with if_exists=resume"
+        ) from error
+
+
 def remove_partials(folder: Path) -> None:
     """Remove what processes that were killed inside `replacing` left in a folder and below, where none runs now."""
     for path in folder.rglob(".*"):

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +230,22 @@ def report(results: list[Result], seed: int) -> dict[str, Any]:
     """Return the results as JSON."""
     kills = [kill for result in results for kill in result.kills]
     return {
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
         "seed": seed,
         "kills": len(kills),
         "by_moment": dict(Counter(kill.how for kill in kills)),
         "inside_a_write": sum(kill.half_files > 0 for kill in kills),
         "runs_compared": sum(result.runs for result in results),
         "lost": sum(bool(result.differences) for result in results),
-        "variants": [asdict(result) for result in results],
+        "variants": {
+            result.variant: {
+                "runs_compared": result.runs,
+                "differences": result.differences,
+                "kills": [f"{kill.how} {kill.when}, newest {kill.steps}" for kill in result.kills],
+            }
+            for result in results
+        },
     }
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from dlmkit.checkpoints.verify import newest_whole
 from dlmkit.files import DISK_FULL
 from dlmkit.runs import ParentRun, RunSummary
 
@@ -33,6 +34,20 @@ def announce(console: Console, run_dir: Path, config: DictConfig, num_params: in
         f"[bold]{escape(str(run_dir))}[/bold]: {num_params:,} parameters, {config.num_steps:,} steps of"
         f" {config.batch.size * config.length:,} tokens{start}"
     )
+
+
+def whole_checkpoint(console: Console, newest: Path | None) -> Path | None:
+    """Return `newest`, or the newest checkpoint beside it that is whole, and print which ones are damaged.
+
+    Raises:
+        ValueError: none is whole, or a pickle is among them.
+    """
+    if newest is None:
+        return None
+    file, damaged = newest_whole(list(newest.parent.glob("*.ckpt")))
+    for line in damaged:
+        console.print(f"{escape(line)}: continuing from {escape(str(file))}")
+    return file
 
 
 def conclude(console: Console, summary: RunSummary, seconds: float) -> None:

@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import runs
-from dlmkit.checkpoints.verify import newest_whole
 from dlmkit.commands.hydra_arguments import FLAGS, WithoutHydrasLine, command_line, overrides_first
-from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries
+from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries, whole_checkpoint
 from dlmkit.commands.relaunch import quoted, relaunch_as
 from dlmkit.commands.run_folder import (
     bytes_per_token,
@@ -31,7 +30,7 @@ from dlmkit.commands.run_folder import (
     starting_run,
 )
 from dlmkit.config import check_overrides, check_values, conf_dir, register_resolvers
-from dlmkit.files import DISK_FULL
+from dlmkit.files import full_disk_explained
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import RunSummary, Stopped, StopSignals
 
@@ -80,14 +79,9 @@ def _job(config: DictConfig, script: str) -> float:
     try:
         check_overrides(config, overrides)
         check_values(config)
-        summary = train(config, Path(config.run_dir), choices, overrides, [script, "train", *_config_dir(hydra_config)])
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        where = error.filename or run_dir
-        raise ValueError(
-            f"{where} could not be written ({error.strerror}): make room, then continue with if_exists=resume"
-        ) from error
+        command = [script, "train", *_config_dir(hydra_config)]
+        with full_disk_explained(run_dir):
+            summary = train(config, Path(config.run_dir), choices, overrides, command)
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it before anything could be checked
@@ -121,7 +115,7 @@ def train(
             console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
             return finished
         parent = starting_run(config, run_dir, overrides)
-        resume = _whole(newest, console)
+        resume = whole_checkpoint(console, newest)
 
         from dlmkit.build import build_callbacks, build_data, build_module, build_trainer
         from dlmkit.callbacks.stop import StopOnSignal
@@ -175,16 +169,6 @@ def _look_at_earlier(run_dir: Path, config: DictConfig, resume: Path | None, con
     if changes.warning is not None:
         console.print(f"[bold]{escape(str(run_dir))}[/bold]: {escape(changes.warning)}")
     return finished
-
-
-def _whole(newest: Path | None, console: Console) -> Path | None:
-    """Return `newest`, or the newest checkpoint beside it that is whole, naming those that are damaged."""
-    if newest is None:
-        return None
-    file, damaged = newest_whole(list(newest.parent.glob("*.ckpt")))
-    for line in damaged:
-        console.print(f"{escape(line)}: continuing from {file}")
-    return file
 
 
 def _run(
