@@ -29,7 +29,10 @@ from dlmkit.samplers.base import Sampler
 
 
 def build_data(config: DictConfig) -> CorpusDataModule:
-    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`."""
+    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`.
+
+    Where the sequences have a begin-of-sequence token of their own, `config.backbone` is changed to prepend none.
+    """
     plan = BatchPlan(
         micro_batch_size=config.batch.micro_size,
         accumulate=config.batch.accumulate,
@@ -46,7 +49,17 @@ def build_data(config: DictConfig) -> CorpusDataModule:
         "bos_id": vocabulary.bos_id,
         "eos_id": vocabulary.eos_id,
     }
+    if corpus.has_bos:
+        _prepend_no_bos(config)
     return CorpusDataModule(corpus, plan)
+
+
+def _prepend_no_bos(config: DictConfig) -> None:
+    """Leave the begin-of-sequence token to the data, which has one in every sequence."""
+    if "bos" in config.backbone:
+        config.backbone.bos = "none"
+    elif "bos_id" in config.backbone:
+        config.backbone.bos_id = None
 
 
 def build_backbone(config: DictConfig) -> Backbone:

@@ -1,6 +1,4 @@
-"""Every test here runs in a folder of its own."""
-
-from __future__ import annotations
+"""Every test here runs in an empty folder of its own."""
 
 from pathlib import Path
 
@@ -8,5 +6,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    return tmp_path

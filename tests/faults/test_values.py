@@ -16,7 +16,7 @@ from dlmkit.config.values import hints_at, problems
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.ranges import Range, checked, misfit, range_of
 from dlmkit.schedules.polynomial import Polynomial
-from toy_runs import TOY, dlmkit, text_corpus, text_data, train
+from toy_runs import MODEL, SMALL, TOY, Outcome, dlmkit, text_corpus, text_data, train
 
 # name: (overrides, what the line must hold)
 CASES = {
@@ -107,7 +107,7 @@ CACHES = {
 def test_a_cache_that_is_no_folder(case: str) -> None:
     override, named = CACHES[case]
     Path("occupied").touch()
-    outcome = train("runs/x", *without_markov(text_data(text_corpus(Path("t.txt")))), override)
+    outcome = train_on_text(override)
     assert outcome.code == 2, outcome.err
     assert named in outcome.line
     assert "set data.cache_dir or DLMKIT_CACHE to a folder that can be written" in outcome.line
@@ -117,14 +117,15 @@ def test_the_cache_of_the_environment_that_is_no_folder(monkeypatch: pytest.Monk
     Path("occupied").touch()
     for name in ("occupied", "/proc/none/cache"):
         monkeypatch.setenv("DLMKIT_CACHE", name)
-        outcome = train("runs/x", *without_markov(text_data(text_corpus(Path("t.txt")))))
+        outcome = train_on_text()
         assert outcome.code == 2, outcome.err
         assert name in outcome.line
         assert "DLMKIT_CACHE" in outcome.line
 
 
-def without_markov(data: list[str]) -> list[str]:
-    return [*data, "~data.num_train_sequences", "~data.num_val_sequences"]
+def train_on_text(*overrides: str) -> Outcome:
+    data = text_data(text_corpus(Path("t.txt")))
+    return dlmkit("train", *MODEL, *SMALL, *data, "hydra.run.dir=runs/x", "budget.tokens=32", *overrides)
 
 
 def test_no_callbacks_is_a_run() -> None:

@@ -41,9 +41,17 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
     """
     chain = list(_causes(error))
     values = [one for one in chain if isinstance(one, ValueError) and not _is_hydras(one)]
-    line = str(values[0]) if values else _explain_hydra(chain, overrides)
+    line = str(values[0]) if values else _explain_file(chain) or _explain_hydra(chain, overrides)
     notes = [note for cause in chain for note in getattr(cause, "__notes__", ())]
     return None if line is None else _one_line("; ".join([line, *dict.fromkeys(notes)]))
+
+
+def _explain_file(chain: list[BaseException]) -> str | None:
+    """Return one line for a file that cannot be read or written, or ``None``."""
+    for one in chain:
+        if isinstance(one, OSError) and one.filename is not None and one.strerror is not None:
+            return f"{str(one.filename)!r} cannot be used ({one.strerror}): check that path and its permissions"
+    return None
 
 
 def _is_hydras(cause: BaseException) -> bool:
