@@ -209,3 +209,16 @@ def test_a_tokenizer_of_another_model_is_still_refused() -> None:
     outcome = dlmkit("train", "experiment=adapt", "backbone.name=m", *SMALL, *data, "hydra.run.dir=runs/x")
     assert outcome.code == 2
     assert "set tokenizer=huggingface and tokenizer.name to the model's own tokenizer" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", '{"model": 3}'])
+def test_a_damaged_tokenizer_of_a_model(name: str, content: str) -> None:
+    gpt2_folder(added=0)
+    (Path("m") / name).write_text(content)
+    outcome = run_on(*text_data(text_corpus(Path("t.txt"))), "tokenizer=huggingface", "tokenizer.name=./m")
+    if outcome.code == 0:  # transformers has defaults for what is not there
+        assert (name, content) == ("tokenizer_config.json", "{}")
+    else:
+        assert outcome.code == 2, outcome.err
+        assert "./m" in outcome.line or "tokenizer" in outcome.line

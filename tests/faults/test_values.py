@@ -80,6 +80,11 @@ CASES = {
     "no section": (["batch=null"], ["batch null is not a section", "batch.size=VALUE"]),
     "start that is a list": (["init_from=[1]"], ["init_from [1] is not text or a section or null"]),
     "policy": (["non_finite.policy=hope"], ["non_finite.policy 'hope' is unknown: choose one of stop, skip"]),
+    "vocabulary of another size": (["process.vocab_size=17", "process.mask_id=3"], ["process.vocab_size 17"]),
+    "vocabulary without the mask": (["process.vocab_size=1"], ["process.mask_id 16 is outside the vocabulary of 1"]),
+    "sampler that is none": (["callbacks.samples.sampler={_target_: os.getcwd}"], ["is no Sampler"]),
+    "part that is none": (["sampler._target_=os.getcwd"], ["sampler."]),
+    "list of numbers for a list of names": (["logger=[1,2]"], ["logger=[1,2] names no choice"]),
     "text with a long value": ([f"seed={'9' * 200}"], ["seed 999", "...", "is outside"]),
 }
 
