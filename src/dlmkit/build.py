@@ -21,6 +21,7 @@ from dlmkit.callbacks.finite import FiniteSteps
 from dlmkit.checkpoints.io import KitCheckpointIO, ShardedStrategy, check_strategy
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
+from dlmkit.corruption.base import Corruption
 from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
@@ -30,10 +31,14 @@ from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
+from dlmkit.t_samplers.base import TimeSampler
 
 
 def build_data(config: DictConfig) -> CorpusDataModule:
-    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`."""
+    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`.
+
+    Where the sequences have a begin-of-sequence token of their own, `config.backbone` is changed to prepend none.
+    """
     plan = BatchPlan(
         micro_batch_size=config.batch.micro_size,
         accumulate=config.batch.accumulate,
@@ -41,7 +46,7 @@ def build_data(config: DictConfig) -> CorpusDataModule:
         seed=config.seed,
         num_workers=config.batch.num_workers,
     )
-    corpus: Corpus = instantiate(config.data)
+    corpus: Corpus = _made(config, "data", Corpus)
     corpus.prepare()
     vocabulary = corpus.vocabulary
     config.vocab = {
@@ -50,25 +55,47 @@ def build_data(config: DictConfig) -> CorpusDataModule:
         "bos_id": vocabulary.bos_id,
         "eos_id": vocabulary.eos_id,
     }
+    if corpus.has_bos:
+        _prepend_no_bos(config)
     return CorpusDataModule(corpus, plan)
+
+
+def _prepend_no_bos(config: DictConfig) -> None:
+    """Leave the begin-of-sequence token to the data, which has one in every sequence."""
+    if "bos" in config.backbone:
+        config.backbone.bos = "none"
+    elif "bos_id" in config.backbone:
+        config.backbone.bos_id = None
+
+
+def _made(config: DictConfig, key: str, kind: type, convert: str = "none") -> Any:
+    """Instantiate a part.
+
+    Raises:
+        ValueError: it refuses its settings, or its class is of another kind.
+    """
+    part = instantiate(config[key], _convert_=convert)
+    if not isinstance(part, kind):
+        raise ValueError(f"{key}._target_ {config[key]._target_} makes no {kind.__name__}: derive its class from that")
+    return part
 
 
 def build_backbone(config: DictConfig) -> Backbone:
     """Build the network; `config.vocab` is filled in."""
     # Sub-configurations of third parties (a transformers config) reach the constructor as plain dictionaries.
-    backbone: Backbone = instantiate(config.backbone, _convert_="all")
+    backbone: Backbone = _made(config, "backbone", Backbone, convert="all")
     return backbone
 
 
 def build_process(config: DictConfig) -> ForwardProcess:
     """Build the forward process with its schedule."""
-    process: ForwardProcess = instantiate(config.process)
+    process: ForwardProcess = _made(config, "process", ForwardProcess)
     return process
 
 
 def build_sampler(config: DictConfig) -> Sampler[Any]:
     """Build the sampler."""
-    sampler: Sampler[Any] = instantiate(config.sampler)
+    sampler: Sampler[Any] = _made(config, "sampler", Sampler)
     return sampler
 
 
@@ -87,7 +114,7 @@ def named_sampler(name: str) -> Sampler[Any]:
 
 def build_objective(config: DictConfig) -> Objective[Any]:
     """Build the objective."""
-    objective: Objective[Any] = instantiate(config.objective)
+    objective: Objective[Any] = _made(config, "objective", Objective)
     return objective
 
 
@@ -102,7 +129,7 @@ def build_parts(config: DictConfig) -> Parts:
     parts = Parts(
         process=process,
         objective=build_objective(config),
-        corruption=instantiate(config.corruption),
+        corruption=_made(config, "corruption", Corruption),
         sampler=build_sampler(config),
         length=config.length,
     )
@@ -130,7 +157,7 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         process=parts.process,
         corruption=parts.corruption,
         objective=parts.objective,
-        t_sampler=instantiate(config.t_sampler),
+        t_sampler=_made(config, "t_sampler", TimeSampler),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_schedule=instantiate(config.lr_schedule),
         num_val_times=config.validation.check_times,

@@ -88,7 +88,7 @@ def misfit(value: Any, hint: Any) -> str | None:
     Args:
         value: of a setting.
         hint: its annotation: bool, int, float, str, Literal, lists and tuples of these, unions with ``None``, each
-            with a `Range` where it is Annotated. Any other annotation accepts every value.
+            with a `Range` where it is Annotated; a class of the kit's. Any other annotation accepts every value.
     """
     origin, inside = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -104,12 +104,19 @@ def misfit(value: Any, hint: Any) -> str | None:
         return None if value is None else "is not null: leave it out"
     kind = inside[0] if origin is Annotated else hint
     if kind not in _KINDS:
-        return None
+        part = part_of(hint)
+        return None if part is None or isinstance(value, part) else f"is no {part.__name__}: give one"
     allowed = range_of(hint)
     if not _is_kind(value, kind):
         remedy = allowed.remedy if allowed else f"give {_KINDS[kind][1]}{', in quotes' if kind is str else ''}"
         return f"is not {_phrase(hint)}: {remedy}"
     return None if allowed is None or value in allowed else f"is outside {allowed.interval}: {allowed.remedy}"
+
+
+def part_of(hint: Any) -> type | None:
+    """Return the class of the kit's that an annotation is, such as Sampler for Sampler[Any], or ``None``."""
+    kind = get_origin(hint) or hint
+    return kind if inspect.isclass(kind) and kind.__module__.startswith("dlmkit.") else None
 
 
 def range_of(hint: Any) -> Range | None:

@@ -12,8 +12,11 @@ import torch
 
 from dlmkit.types import Canvas
 
-GAP = re.compile(r"\[MASK:(\d+)\]")
+GAP = re.compile(r"\[MASK:([0-9]{1,7})\]")
 """A gap of n tokens in a text to fill in."""
+
+NO_GAP = re.compile(r"\[MASK(?=[\]:\s]|$)[^\]]{0,20}\]?", re.IGNORECASE)
+"""What was meant as a gap and is none."""
 
 FILLER = 0
 """Id at free positions of a request; it is never read."""
@@ -88,9 +91,14 @@ class RequestBuilder:
         """Return a request to fill the gaps of a text, "[MASK:n]" standing for n tokens.
 
         Raises:
-            ValueError: no gap, or only gaps of no token.
+            ValueError: no gap, a malformed one, or only gaps of no token.
         """
         pieces = GAP.split(text)
+        for piece in pieces[::2]:
+            if (malformed := NO_GAP.search(piece)) is not None:
+                raise ValueError(
+                    f"{malformed[0]!r} is no gap: write [MASK:n] with a whole number n of tokens, such as [MASK:4]"
+                )
         if len(pieces) == 1:
             raise ValueError('the text has no gap: write one as [MASK:n] with n tokens, such as "In the [MASK:4] God"')
         tokens: list[int] = []

@@ -12,7 +12,10 @@ WEIGHTS: dict[int, list[torch.Tensor]] = {}
 
 
 class Poison(pl.Callback):
-    """Puts a value into the gradient, or into the weights, at the given steps; remembers the weights of every step."""
+    """Puts a value into the gradient, or into the weights, at the given steps; remembers the weights of every step.
+
+    Of several ranks the last one alone does so.
+    """
 
     def __init__(self, steps: list[int], value: str, into: str) -> None:
         self.steps, self.value, self.into = list(steps), float(value.removeprefix("number_")), into
@@ -22,7 +25,8 @@ class Poison(pl.Callback):
             next(pl_module.parameters()).data.fill_(self.value)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step in self.steps and self.into == "gradient":
+        last = trainer.global_rank == trainer.world_size - 1
+        if trainer.global_step in self.steps and self.into == "gradient" and last:
             parameter = next(pl_module.parameters())
             assert parameter.grad is not None
             parameter.grad.view(-1)[0] = self.value

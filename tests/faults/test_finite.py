@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from faults_poison import WEIGHTS
 
 from dlmkit.callbacks.finite import fingerprint
-from toy_runs import curve, summary, train, trained, weights
+from toy_runs import TOKENS, TOY, curve, summary, train, trained, weights
 
 
 def poison(steps: list[int], value: str, into: str) -> str:
@@ -42,6 +45,33 @@ def test_a_skipped_step_changes_no_weight() -> None:
     assert changed == [False, True, False, True]
     assert curve(run, "train/skipped_steps") == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
     assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
+
+
+def test_ranks_skip_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank alone has NaN, after the gradients were averaged: both leave the step out, and stay equal."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*filter(None, sys.path), str(here), str(here.parent)]))
+    options = [
+        "trainer.accelerator=cpu",
+        "non_finite.policy=skip",
+        f"budget.tokens={4 * TOKENS}",
+        "hydra.run.dir=runs/x",
+    ]
+    command = [sys.executable, "-m", "dlmkit.cli", "train", *TOY, *options, "trainer.devices=2", "hydra.run.dir=runs/x"]
+    done = subprocess.run([*command, poison([1], "nan", "gradient")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run = Path("runs/x")
+    assert [value for _, value in curve(run, "train/skipped_steps")] == [1.0, 1.0, 1.0]
+    assert summary(run)["status"] == "finished"
+    stopped = subprocess.run(
+        [*command, "non_finite.policy=stop", "if_exists=overwrite", poison([1], "nan", "gradient")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert stopped.returncode == 2
+    assert "dlmkit train: step 1 has loss" in stopped.stderr
 
 
 def test_skipping_is_bounded() -> None:

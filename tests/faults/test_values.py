@@ -16,7 +16,7 @@ from dlmkit.config.values import hints_at, problems
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.ranges import Range, checked, misfit, range_of
 from dlmkit.schedules.polynomial import Polynomial
-from toy_runs import TOY, dlmkit, text_corpus, text_data, train
+from toy_runs import MODEL, SMALL, TOY, Outcome, dlmkit, text_corpus, text_data, train
 
 # name: (overrides, what the line must hold)
 CASES = {
@@ -80,6 +80,11 @@ CASES = {
     "no section": (["batch=null"], ["batch null is not a section", "batch.size=VALUE"]),
     "start that is a list": (["init_from=[1]"], ["init_from [1] is not text or a section or null"]),
     "policy": (["non_finite.policy=hope"], ["non_finite.policy 'hope' is unknown: choose one of stop, skip"]),
+    "vocabulary of another size": (["process.vocab_size=17", "process.mask_id=3"], ["process.vocab_size 17"]),
+    "vocabulary without the mask": (["process.vocab_size=1"], ["process.mask_id 16 is outside the vocabulary of 1"]),
+    "sampler that is none": (["callbacks.samples.sampler={_target_: os.getcwd}"], ["is no Sampler"]),
+    "part that is none": (["sampler._target_=os.getcwd"], ["sampler."]),
+    "list of numbers for a list of names": (["logger=[1,2]"], ["logger=[1,2] names no choice"]),
     "text with a long value": ([f"seed={'9' * 200}"], ["seed 999", "...", "is outside"]),
 }
 
@@ -107,7 +112,7 @@ CACHES = {
 def test_a_cache_that_is_no_folder(case: str) -> None:
     override, named = CACHES[case]
     Path("occupied").touch()
-    outcome = train("runs/x", *without_markov(text_data(text_corpus(Path("t.txt")))), override)
+    outcome = train_on_text(override)
     assert outcome.code == 2, outcome.err
     assert named in outcome.line
     assert "set data.cache_dir or DLMKIT_CACHE to a folder that can be written" in outcome.line
@@ -117,14 +122,15 @@ def test_the_cache_of_the_environment_that_is_no_folder(monkeypatch: pytest.Monk
     Path("occupied").touch()
     for name in ("occupied", "/proc/none/cache"):
         monkeypatch.setenv("DLMKIT_CACHE", name)
-        outcome = train("runs/x", *without_markov(text_data(text_corpus(Path("t.txt")))))
+        outcome = train_on_text()
         assert outcome.code == 2, outcome.err
         assert name in outcome.line
         assert "DLMKIT_CACHE" in outcome.line
 
 
-def without_markov(data: list[str]) -> list[str]:
-    return [*data, "~data.num_train_sequences", "~data.num_val_sequences"]
+def train_on_text(*overrides: str) -> Outcome:
+    data = text_data(text_corpus(Path("t.txt")))
+    return dlmkit("train", *MODEL, *SMALL, *data, "hydra.run.dir=runs/x", "budget.tokens=32", *overrides)
 
 
 def test_no_callbacks_is_a_run() -> None:

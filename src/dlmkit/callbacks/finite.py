@@ -52,7 +52,7 @@ class FiniteSteps(pl.Callback):
         """Take over what the module does with such steps."""
         assert isinstance(pl_module, DiffusionLM)
         module = pl_module
-        module.on_non_finite = lambda totals: self._judge(trainer, module, totals)
+        module.on_non_finite = lambda totals: self._stop_or_skip(trainer, module, totals)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -62,7 +62,7 @@ class FiniteSteps(pl.Callback):
             self._tokens.clear()
         self._tokens.append(batch.tokens)
 
-    def _judge(self, trainer: pl.Trainer, module: DiffusionLM, totals: StepTotals) -> None:
+    def _stop_or_skip(self, trainer: pl.Trainer, module: DiffusionLM, totals: StepTotals) -> None:
         """Stop, or take the gradients away.
 
         Raises:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_origin
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlmkit.config.composition import choices_of, conf_dir
 from dlmkit.config.declared import declared
-from dlmkit.ranges import misfit, parameters_of, shown
+from dlmkit.ranges import misfit, parameters_of, part_of, shown
 from dlmkit.renames import renamed_key
 from dlmkit.text_hints import nearest
 
@@ -75,7 +75,7 @@ def _problem(key: str, value: Any, hint: Any, in_list: bool) -> str | None:
     plain = _plain(value)
     if key.endswith(".filename") and isinstance(value, str) and _leaves_folder(value):
         return "leaves the folder: give a name without '..'"
-    if in_list or _is_class(hint):
+    if in_list or part_of(hint) is not None:
         is_object = isinstance(value, DictConfig) and TARGET in value
         return None if is_object else f"has no {TARGET}: set keys below it, or leave it out with ~"
     if isinstance(plain, float) and not math.isfinite(plain) and misfit(plain, hint) is None:
@@ -85,12 +85,6 @@ def _problem(key: str, value: Any, hint: Any, in_list: bool) -> str | None:
 
 def _leaves_folder(name: str) -> bool:
     return ".." in Path(name).parts or Path(name).is_absolute()
-
-
-def _is_class(hint: Any) -> bool:
-    """Return whether an annotation is a class of the kit's, for which a section with a target stands."""
-    kind = get_origin(hint) or hint
-    return inspect.isclass(kind) and kind.__module__.startswith("dlmkit.")
 
 
 def _target(node: DictConfig, key: str) -> Any:

@@ -77,6 +77,11 @@ class ForwardProcess(Part, ABC):
 
     @checked
     def __init__(self, vocab_size: VocabSize, mask_id: int | None) -> None:
+        if mask_id is not None and not 0 <= mask_id < vocab_size:
+            raise ValueError(
+                f"process.mask_id {mask_id} is outside the vocabulary of {vocab_size} tokens: leave process.mask_id and"
+                " process.vocab_size to the tokenizer"
+            )
         self.vocab_size = vocab_size
         self.mask_id = mask_id
 

@@ -204,6 +204,8 @@ def _read_curves(file: Path) -> dict[str, dict[int, float]]:
         return curves
     with file.open(newline="", encoding="utf-8", errors="replace") as stream:
         reader = csv.DictReader(stream, restkey="")
+        if "step" not in (reader.fieldnames or ["step"]):
+            raise ValueError(f"{file} has no column step, so it is no table of a run's curves: delete it")
         for row in reader:
             cells = {column: cell for column, cell in row.items() if cell and column}
             try:

@@ -163,7 +163,16 @@ def read_metrics(run_dir: Path, num_steps: int) -> list[dict[str, str]]:
     if lines and not lines[-1].endswith("\n"):
         lines.pop()  # the process was killed while it wrote this row
     rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]
-    return [row for row in rows if int(row["step"]) < num_steps]  # rows count steps from 0
+    return [row for row in rows if _step_of(row, path) < num_steps]  # rows count steps from 0
+
+
+def _step_of(row: dict[str, str], path: Path) -> int:
+    try:
+        return int(row["step"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no table of a run's curves (a row without a step): delete it to go on without earlier curves"
+        ) from error
 
 
 def checkpoint_of(path: Path) -> tuple[Path, Path]:

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from dlmkit.backbones.base import check_memory
 from dlmkit.backbones.hf.families import FAMILIES, family_of
+from dlmkit.notices import notice
 
 UNSUITABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What transformers raises for settings that it does not check."""
@@ -27,8 +28,9 @@ DIVISIONS = (
 )
 """Settings of which the first is a multiple of the second."""
 
-NEW_ROWS = 1
-"""Rows that may be added to a pretrained embedding: the mask token's."""
+NEW_ROWS = 1024
+"""Rows that may be added to a pretrained embedding: the mask token's, and those of tokens that a user has added to the
+model's tokenizer. A tokenizer with more is taken for that of another model."""
 
 
 def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size: int) -> PretrainedConfig:
@@ -186,6 +188,11 @@ def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None)
         )
     if old >= vocab_size:
         return
+    if name is not None and vocab_size > old + 1:
+        notice(
+            f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
+            f" {vocab_size - old:,} rows are added, which have to be learned"
+        )
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = {id(module.weight): module.weight for module in _token_tables(model)}
     with torch.no_grad():

@@ -13,7 +13,7 @@ from dlmkit.ranges import Dropout, LoraAlpha, LoraRank, check, parameters_of
 
 
 def check_lora(lora: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `lora` holds the settings of `add_lora`, each in its range, or rank 0 alone: no adapters."""
+    """Raise ValueError unless `lora` holds the settings of `add_lora`, each in its range, or rank 0 alone."""
     hints = {name: hint for name, hint in parameters_of(add_lora).items() if name != "model"}
     if set(lora) != set(hints) and dict(lora) != {"rank": 0}:
         raise ValueError(f"backbone.lora has {', '.join(map(str, lora)) or 'nothing'}: give {', '.join(hints)}")

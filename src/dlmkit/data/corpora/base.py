@@ -24,6 +24,9 @@ class Corpus(ABC):
         ValueError: `length` is below 1.
     """
 
+    has_bos: bool = False
+    """Whether every sequence begins with a begin-of-sequence token of its own, so that a backbone prepends none."""
+
     @checked
     def __init__(self, length: Tokens, document_masking: bool = False) -> None:
         self.length = length

@@ -169,6 +169,8 @@ def _check(sources: Mapping[str, Mapping[str, Any]]) -> None:
         if not isinstance(entry, Mapping) or set(entry) != {"source", "weight"}:
             found = (", ".join(map(str, entry)) or "nothing") if isinstance(entry, Mapping) else entry
             raise ValueError(f"data.sources.{name} has {found}: give it a source and a weight, and nothing else")
+        if not isinstance(entry["source"], Source):
+            raise ValueError(f"data.sources.{name}.source {entry['source']!r} is no source: give it a _target_")
         weight = entry["weight"]
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise ValueError(

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dlmkit.data.checksums import read_cached, write_cached
+from dlmkit.data.files import writable
 from dlmkit.data.tokenizers.base import EOS_TEXT, MASK_TEXT, Tokenizer
-from dlmkit.files import write_text
 from dlmkit.ranges import Range, checked
 
 _NUM_SPECIAL = 2
@@ -44,12 +45,18 @@ class BPE(Tokenizer):
         if self._model is not None:
             return
         path = cache_dir / f"bpe-{self.vocab_size}.json"
-        if not path.is_file():
-            write_text(path, _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str())
-        self._set_model(path.read_text(encoding="utf-8"))
+        definition = read_cached(path)
+        if definition is None:
+            writable(cache_dir)
+            definition = _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str()
+            write_cached(path, definition)
+        self._set_model(definition)
 
     def _set_model(self, definition: str) -> None:
-        self._model = tokenizers.Tokenizer.from_str(definition)
+        try:
+            self._model = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library has no class of its own
+            raise ValueError(f"this is no BPE tokenizer ({error}): take it from another run") from error
 
     @property
     def model(self) -> tokenizers.Tokenizer:

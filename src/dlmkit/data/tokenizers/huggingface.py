@@ -128,6 +128,11 @@ def _load(name: str) -> PreTrainedTokenizerBase:
             f"tokenizer.name = {name!r} is neither a folder with a tokenizer nor reachable on the hub: check the name, "
             f"or run `hf download {name} --local-dir DIR` where there is network and set tokenizer.name=DIR"
         ) from error
+    except Exception as error:  # the tokenizers library has no class of its own for damaged files
+        raise ValueError(
+            f"tokenizer.name = {name!r} holds no tokenizer that can be read ({type(error).__name__}: {error}): save or"
+            " download it again"
+        ) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
