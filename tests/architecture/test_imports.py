@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "corruption": {"processes"},
     "t_samplers": {"schedules"},
     "objectives": {"parameterizations", "processes"},
-    "backbones": set(),
+    "backbones": {"notices"},
     "samplers": {"parameterizations", "processes"},
     "step.py": {"objectives", "processes"},
     "requests.py": set(),
@@ -107,8 +107,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "laws": {*PARTS, "compatibility", "evaluation", "generation"},
     "training": {*PARTS, "module"},
     "module.py": {*PARTS, "evaluation", "ranks", "step", "training"},
-    "data": {"ranks", "trust"},
+    "data": {"notices", "ranks", "trust"},
     "ranks.py": set(),
+    "notices.py": {"ranks"},
     "trust.py": set(),
     "report": {"runs", "__version__"},
     "runs": set(),
@@ -191,7 +192,8 @@ def test_the_package_does_not_import_its_users() -> None:
 
 
 def test_errors_are_caught_by_name() -> None:
-    """Only the command line catches everything, to turn it into a line or raise it again."""
+    """Only the command line catches everything, to turn it into a line or raise it again; the tokenizers library raises
+    plain exceptions."""
     broad = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -199,7 +201,7 @@ def test_errors_are_caught_by_name() -> None:
                 caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {""}
                 if caught & {"", "Exception", "BaseException"}:
                     broad.add(path.relative_to(PACKAGE).as_posix())
-    assert broad == {"cli.py"}
+    assert broad == {"cli.py", "data/tokenizers/damaged.py"}
 
 
 def test_the_module_stays_small() -> None:

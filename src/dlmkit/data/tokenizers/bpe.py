@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from dlmkit.data.checksums import read_cached, write_cached
 from dlmkit.data.files import writable
 from dlmkit.data.tokenizers.base import EOS_TEXT, MASK_TEXT, Tokenizer
+from dlmkit.data.tokenizers.damaged import damage_explained
 from dlmkit.ranges import Range, checked
 
 _NUM_SPECIAL = 2
@@ -53,10 +54,8 @@ class BPE(Tokenizer):
         self._set_model(definition)
 
     def _set_model(self, definition: str) -> None:
-        try:
+        with damage_explained("this is no BPE tokenizer, take it from another run"):
             self._model = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # the library has no class of its own
-            raise ValueError(f"this is no BPE tokenizer ({error}): take it from another run") from error
 
     @property
     def model(self) -> tokenizers.Tokenizer:

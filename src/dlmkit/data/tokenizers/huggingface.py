@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dlmkit.data.files import digest, nearest
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.data.tokenizers.damaged import damage_explained
 from dlmkit.ranges import Range, checked
 
 TokenId = Annotated[int, Range("[0, 2147483647]", "use an id of the tokenizer, or new")]
@@ -122,16 +123,14 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     if name.startswith((".", "/", "~")) and not local.is_dir():
         raise ValueError(f"tokenizer.name = {name!r} is not a folder: {nearest(name)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name, trust_remote_code=False)
+        with damage_explained(
+            f"tokenizer.name = {name!r} holds no tokenizer that can be read: save or download it again"
+        ):
+            tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
             f"tokenizer.name = {name!r} is neither a folder with a tokenizer nor reachable on the hub: check the name, "
             f"or run `hf download {name} --local-dir DIR` where there is network and set tokenizer.name=DIR"
-        ) from error
-    except Exception as error:  # the tokenizers library has no class of its own for damaged files
-        raise ValueError(
-            f"tokenizer.name = {name!r} holds no tokenizer that can be read ({type(error).__name__}: {error}): save or"
-            " download it again"
         ) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
