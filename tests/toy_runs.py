@@ -17,6 +17,7 @@ import torch
 
 from dlmkit.checkpoints.container import read
 from dlmkit.cli import main
+from dlmkit.runs.contents import foreign_entry
 
 LENGTH = 8
 BATCH = 4
@@ -76,6 +77,7 @@ def trained(run_dir: str, *overrides: str, steps: int = 2, tokens: int = TOKENS)
     """Train a toy that must succeed, and return its folder."""
     outcome = train(run_dir, *overrides, steps=steps, tokens=tokens)
     assert outcome.code == 0, outcome.err
+    assert foreign_entry(Path(run_dir)) is None  # a run knows all that it writes
     return Path(run_dir)
 
 

@@ -106,9 +106,9 @@ DATA = {
     "no file named": (["data=text"], ["data.source.files is not set: give data.source.files=VALUE"]),
     "missing file": (["data=text", "data.source.files=tale.txt"], ["no file matches 'tale.txt'", "text.txt"]),
     "empty file": (["data=text", "data.source.files=empty.txt"], ["'empty.txt' is empty"]),
-    "corpus shorter than a sequence": (
+    "one document": (
         ["data=text", "data.source.files=short.txt"],
-        ["train has 6 tokens", "sequence of length 8"],
+        ["all text is one document", "set data.source.separator"],
     ),
     "no such tokenizer": (["tokenizer=huggingface", "tokenizer.name=no/words"], ["tokenizer.name = 'no/words'"]),
     "vocabulary too small": (["tokenizer=bpe", "tokenizer.vocab_size=10"], ["10"]),
