@@ -28,7 +28,7 @@ FOLDERS = {
     CHECKPOINTS: r"[^/]*\.ckpt",
     "samples": r"step_\d+\.json",
     "tensorboard": r"events\.out\.tfevents\..*|hparams\.yaml",
-    "tokenizer": r"tokenizer.*|dlmkit_tokenizer\.json|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.*\.model"
+    "tokenizer": r"(dlmkit_)?tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.*\.model"
     r"|chat_template.*|additional_chat_templates",
     "wandb": r".*",
     ".hydra": r".*\.yaml",
