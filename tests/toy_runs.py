@@ -15,7 +15,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from dlmkit.checkpoints.container import read
 from dlmkit.cli import main
+from dlmkit.runs.contents import foreign_entry
 
 LENGTH = 8
 BATCH = 4
@@ -75,6 +77,7 @@ def trained(run_dir: str, *overrides: str, steps: int = 2, tokens: int = TOKENS)
     """Train a toy that must succeed, and return its folder."""
     outcome = train(run_dir, *overrides, steps=steps, tokens=tokens)
     assert outcome.code == 0, outcome.err
+    assert foreign_entry(Path(run_dir)) is None  # a run knows all that it writes
     return Path(run_dir)
 
 
@@ -84,7 +87,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def checkpoint(run_dir: Path, name: str = "last.ckpt") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / name, weights_only=False)
+    return read(run_dir / "checkpoints" / name)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -100,6 +103,15 @@ def metrics(run_dir: Path) -> list[dict[str, str]]:
 def curve(run_dir: Path, name: str) -> list[tuple[int, float]]:
     """(step, value) of one column of metrics.csv."""
     return [(int(row["step"]), float(row[name])) for row in metrics(run_dir) if name in row]
+
+
+def same_end(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same weights, states and validations, to the bit."""
+    saved = checkpoint(one), checkpoint(other)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "parts"):
+        torch.testing.assert_close(saved[0][key], saved[1][key], rtol=0, atol=0)
+    nll = [[row["val/nll"] for row in metrics(run) if "val/nll" in row] for run in (one, other)]
+    return nll[0] == nll[1]
 
 
 def text_corpus(path: Path, documents: int = 40) -> Path:

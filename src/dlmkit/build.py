@@ -10,34 +10,35 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
+from dlmkit.callbacks.finite import FiniteSteps
+from dlmkit.checkpoints.io import KitCheckpointIO, ShardedStrategy, check_strategy
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
+from dlmkit.corruption.base import Corruption
 from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
-from dlmkit.loggers import prepare
+from dlmkit.loggers import MetricsTable, prepare
 from dlmkit.module import DiffusionLM
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
-
-AT_LEAST_ONE = (
-    "validation.every_steps",
-    "validation.check_times",
-    "validation.num_times",
-    "trainer.log_every_n_steps",
-)
+from dlmkit.t_samplers.base import TimeSampler
 
 
 def build_data(config: DictConfig) -> CorpusDataModule:
-    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`."""
+    """Build the corpus and its data module, prepare them, and write the vocabulary into `config.vocab`.
+
+    Where the sequences have a begin-of-sequence token of their own, `config.backbone` is changed to prepend none.
+    """
     plan = BatchPlan(
         micro_batch_size=config.batch.micro_size,
         accumulate=config.batch.accumulate,
@@ -45,7 +46,7 @@ def build_data(config: DictConfig) -> CorpusDataModule:
         seed=config.seed,
         num_workers=config.batch.num_workers,
     )
-    corpus: Corpus = instantiate(config.data)
+    corpus: Corpus = _made(config, "data", Corpus)
     corpus.prepare()
     vocabulary = corpus.vocabulary
     config.vocab = {
@@ -54,25 +55,47 @@ def build_data(config: DictConfig) -> CorpusDataModule:
         "bos_id": vocabulary.bos_id,
         "eos_id": vocabulary.eos_id,
     }
+    if corpus.has_bos:
+        _prepend_no_bos(config)
     return CorpusDataModule(corpus, plan)
+
+
+def _prepend_no_bos(config: DictConfig) -> None:
+    """Leave the begin-of-sequence token to the data, which has one in every sequence."""
+    if "bos" in config.backbone:
+        config.backbone.bos = "none"
+    elif "bos_id" in config.backbone:
+        config.backbone.bos_id = None
+
+
+def _made(config: DictConfig, key: str, kind: type, convert: str = "none") -> Any:
+    """Instantiate a part.
+
+    Raises:
+        ValueError: it refuses its settings, or its class is of another kind.
+    """
+    part = instantiate(config[key], _convert_=convert)
+    if not isinstance(part, kind):
+        raise ValueError(f"{key}._target_ {config[key]._target_} makes no {kind.__name__}: derive its class from that")
+    return part
 
 
 def build_backbone(config: DictConfig) -> Backbone:
     """Build the network; `config.vocab` is filled in."""
     # Sub-configurations of third parties (a transformers config) reach the constructor as plain dictionaries.
-    backbone: Backbone = instantiate(config.backbone, _convert_="all")
+    backbone: Backbone = _made(config, "backbone", Backbone, convert="all")
     return backbone
 
 
 def build_process(config: DictConfig) -> ForwardProcess:
     """Build the forward process with its schedule."""
-    process: ForwardProcess = instantiate(config.process)
+    process: ForwardProcess = _made(config, "process", ForwardProcess)
     return process
 
 
 def build_sampler(config: DictConfig) -> Sampler[Any]:
     """Build the sampler."""
-    sampler: Sampler[Any] = instantiate(config.sampler)
+    sampler: Sampler[Any] = _made(config, "sampler", Sampler)
     return sampler
 
 
@@ -91,7 +114,7 @@ def named_sampler(name: str) -> Sampler[Any]:
 
 def build_objective(config: DictConfig) -> Objective[Any]:
     """Build the objective."""
-    objective: Objective[Any] = instantiate(config.objective)
+    objective: Objective[Any] = _made(config, "objective", Objective)
     return objective
 
 
@@ -106,7 +129,7 @@ def build_parts(config: DictConfig) -> Parts:
     parts = Parts(
         process=process,
         objective=build_objective(config),
-        corruption=instantiate(config.corruption),
+        corruption=_made(config, "corruption", Corruption),
         sampler=build_sampler(config),
         length=config.length,
     )
@@ -120,9 +143,6 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     Raises:
         ValueError: they do not, or a part refuses its settings.
     """
-    for key in AT_LEAST_ONE:
-        if (value := OmegaConf.select(config, key)) < 1:
-            raise ValueError(f"{key} {value} is below 1: give at least 1")
     torch.manual_seed(seed_for(config.seed, "parts"))  # initial weights of parts that have any, such as an objective
     parts = build_parts(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)  # initial weights of the network
@@ -137,7 +157,7 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         process=parts.process,
         corruption=parts.corruption,
         objective=parts.objective,
-        t_sampler=instantiate(config.t_sampler),
+        t_sampler=_made(config, "t_sampler", TimeSampler),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_schedule=instantiate(config.lr_schedule),
         num_val_times=config.validation.check_times,
@@ -166,11 +186,12 @@ def build_trainer(
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     if isinstance(options["strategy"], dict):
-        options["strategy"] = instantiate(options["strategy"])
+        options["strategy"] = _strategy(options["strategy"])
     loggers = build_loggers(config, run_dir, steps_done)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
+            plugins=KitCheckpointIO(),
             max_steps=config.num_steps,
             accumulate_grad_batches=config.batch.accumulate,
             val_check_interval=config.validation.every_steps * config.batch.accumulate,
@@ -183,8 +204,18 @@ def build_trainer(
             callbacks=callbacks,
             logger=loggers,
         )
-    except (MisconfigurationException, ModuleNotFoundError, TypeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"trainer: {error}") from error
+    check_strategy(trainer.strategy)
+    return trainer
+
+
+def _strategy(node: dict[str, Any]) -> Strategy:
+    """Build a strategy; in the place of Lightning's FSDP2 the kit's, which verifies checkpoints."""
+    sharded = get_object(node["_target_"]) is ModelParallelStrategy
+    target = f"{ShardedStrategy.__module__}.{ShardedStrategy.__qualname__}" if sharded else node["_target_"]
+    strategy: Strategy = instantiate({**node, "_target_": target})
+    return strategy
 
 
 def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Logger]:
@@ -199,11 +230,7 @@ def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Lo
     chosen = [
         instantiate(node, **_resume_options(node, steps_done), _convert_="all") for node in config.logger.values()
     ]
-    table = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
-    for row in runs.read_metrics(run_dir, steps_done):  # CSVLogger begins a new file
-        cells: dict[str, Any] = dict(row)
-        table.log_metrics(cells, step=int(row["step"]))
-    return [*chosen, table]
+    return [*chosen, MetricsTable(run_dir, runs.read_metrics(run_dir, steps_done))]
 
 
 def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
@@ -213,7 +240,8 @@ def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """Build the callbacks that `config.callbacks` names."""
+    """Build the callbacks that `config.callbacks` names, and the one that watches for NaN, which every run has."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+    callbacks.append(FiniteSteps(**config.non_finite))
     # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlmkit import __version__
+from dlmkit.runs.stopping import Stopped
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         hint = f": {interrupt}" if str(interrupt) else ""
         print(f"dlmkit {options.command}: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
+        return interrupt.code if isinstance(interrupt, Stopped) else INTERRUPTED
     except Exception as error:  # turned into one line, or raised again
         from dlmkit.config import explain
 
@@ -130,6 +131,7 @@ def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
     sample.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set of tokens with probability P")
     sample.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (default 1)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    _add_trust(sample)
     sample.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -137,9 +139,20 @@ def _add_convert(commands: argparse._SubParsersAction[Any]) -> None:
     export = commands.add_parser("export", help="write a run's model as a folder that transformers opens")
     export.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run folder or a checkpoint in it")
     export.add_argument("folder", type=Path, metavar="DIR", help="where it goes; must not exist yet")
+    _add_trust(export)
     released = commands.add_parser("import", help="bring in a released DiffuGPT or DiffuLLaMA checkpoint")
     released.add_argument("source", metavar="NAME_OR_DIR", help="diffugpt-s, diffugpt-m, diffullama, or a local copy")
     released.add_argument("folder", type=Path, metavar="DIR", help="where it goes; must not exist yet")
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package, module or class of your own that the folder's configuration may name (repeat for several)",
+    )
 
 
 def _add_check(commands: argparse._SubParsersAction[Any]) -> None:

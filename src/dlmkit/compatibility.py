@@ -160,6 +160,11 @@ def _backbone(backbone: Backbone, parts: Parts) -> Iterator[str]:
             f"{backbone.label} reads no clean context, which {objective.label} needs: take backbone=hf or dit_tiny, or"
             " set supports_context where `forward` reads NetworkInput.context (see Backbone.trunk_input)"
         )
+    if process is not None and process.vocab_size != backbone.vocab_size:
+        yield (
+            f"process.vocab_size {process.vocab_size} is not backbone.vocab_size {backbone.vocab_size}: leave both to"
+            " the tokenizer"
+        )
     if process is not None and None not in (process.mask_id, backbone.mask_id) and process.mask_id != backbone.mask_id:
         yield (
             f"process.mask_id {process.mask_id} is not backbone.mask_id {backbone.mask_id}: leave both to the tokenizer"

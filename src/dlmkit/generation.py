@@ -77,7 +77,7 @@ def generate(
 
 
 def prior_sample(process: ForwardProcess, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Return the free positions before the first step: noise, or zeros without any (AR overwrites them)."""
+    """Return int64 tokens of `shape` (B, L) for the free positions: noise, or zeros where the process has none."""
     if process.has_noise:
         return process.prior(shape, generator)
     return torch.zeros(shape, dtype=torch.int64, device=generator.device)
@@ -133,7 +133,7 @@ def for_block_size(sampler: Sampler[Any], block_size: int | None) -> Sampler[Any
 
 @contextmanager
 def evaluating(backbone: Backbone) -> Iterator[None]:
-    """Put the network in eval mode for a while."""
+    """Put the network in eval mode inside the `with` block, and back in its former mode after it."""
     training = backbone.training
     backbone.eval()
     try:

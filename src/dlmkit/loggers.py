@@ -1,14 +1,21 @@
-"""Loggers beside metrics.csv: text and hyperparameters through any of them, and what they need around a run."""
+"""metrics.csv, and the loggers beside it: text and hyperparameters through any of them, and what they need."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from dlmkit.files import write_text
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 """Choice of conf/logger -> the package that it imports, which an extra of the same name installs."""
@@ -45,6 +52,54 @@ def prepare(names: Collection[str]) -> None:
         import wandb
 
         wandb.setup()  # reads the environment; wandb.init would print warnings before it does
+
+
+class MetricsTable(CSVLogger):
+    """metrics.csv, from which a killed process takes no row that was there before: Lightning's begins a new file.
+
+    Args:
+        run_dir: the run's folder.
+        rows: of a resumed run, which stay; rows of the file that are not among them go.
+    """
+
+    def __init__(self, run_dir: Path, rows: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=1)
+        self.rows = rows
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, which makes the file when it is first used."""
+        if self._experiment is None:
+            self._experiment = _TableWriter(self.log_dir, self.rows)
+        return self._experiment
+
+
+class _TableWriter(ExperimentWriter):
+    """Appends rows; where a column is new, the file is replaced in one step."""
+
+    def __init__(self, log_dir: str, rows: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        self.metrics_keys = sorted({key for row in rows for key in row})
+        if rows:
+            self._replace(rows)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the file as it is until its successor is there."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            self._replace(list(csv.DictReader(file)))
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(Path(self.metrics_file_path), table.getvalue())
 
 
 @rank_zero_only

@@ -1,7 +1,8 @@
-"""DiffusionLM: couples a backbone, a process and an objective to Lightning. It owns no mathematics."""
+"""DiffusionLM: couples a backbone, a process and an objective to Lightning. It contains no mathematics."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from dlmkit.evaluation.likelihood import LikelihoodMetric
 from dlmkit.evaluation.nelbo import score_sequences
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
-from dlmkit.parts import Part, walk
+from dlmkit.parts import Part, load_states, states, walk
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import generator_for
 from dlmkit.ranks import shard_of
@@ -25,6 +26,7 @@ from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.training.lr_schedules.base import LRSchedule
 from dlmkit.training.next_token_loss import next_token_loss
+from dlmkit.training.parameter_groups import parameter_groups
 from dlmkit.training.sharding import gathered, reduce_replicated, shard
 from dlmkit.training.totals import StepTotals
 from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
@@ -52,6 +54,8 @@ class DiffusionLM(pl.LightningModule):
     Attributes:
         attention: share of the future that the network attends to in training; a callback may change it. Validation
             and generation always use full attention.
+        on_non_finite: called with the totals of a step whose loss or gradient is not finite, before the optimizer step;
+            set by callbacks.FiniteSteps. Parts learn nothing from that step.
     """
 
     flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
@@ -83,7 +87,9 @@ class DiffusionLM(pl.LightningModule):
         self.ar_weight = ar_weight
         self.seed = seed
         self.attention: Attention = FULL_ATTENTION
+        self.on_non_finite: Callable[[StepTotals], None] | None = None
         self.likelihood = LikelihoodMetric()
+        self.num_validated = 0  # sequences of this validation so far, on this rank
         for name, part in self.parts.items():
             if isinstance(part, nn.Module) and name not in self._modules:
                 self.add_module(name, part)  # a part inside another one
@@ -120,7 +126,10 @@ class DiffusionLM(pl.LightningModule):
         self.num_val_times = 1 if self.objective.exact else num_val_times
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return this micro-batch's share of the loss per scored token of the global batch."""
+        """Return the summed loss of the micro-batch over its number of positions, a scalar in nats.
+
+        `on_before_optimizer_step` makes the gradient that of the loss per scored token of the global batch.
+        """
         batch = self._scorable(batch)
         draw, indices = self._times(batch, batch_idx % self.trainer.accumulate_grad_batches)
         times = TimeDraw(discretise(draw.t, self.objective.num_steps), draw.weight)
@@ -136,6 +145,7 @@ class DiffusionLM(pl.LightningModule):
             ar_loss = next_token_loss(self.backbone, batch, times.t)
             self.log("train/ar_nll", ar_loss.detach() / num_scored)
             loss = loss + self.ar_weight * ar_loss
+        self.totals.loss = self.totals.loss + loss.detach()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.
         return loss / batch.scored.numel()
@@ -143,32 +153,48 @@ class DiffusionLM(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the mean over positions into the mean over scored tokens of the global batch, before clipping."""
         strategy = self.trainer.strategy
-        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
-        self.totals = StepTotals(self.parts)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         reduce_replicated(gradients, lambda gradient: strategy.reduce(gradient, reduce_op="mean"), self.device_mesh)
+        norm = gathered(torch.nn.utils.get_total_norm(gradients))
+        self.totals.grad_norm = norm
+        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        self.totals = StepTotals(self.parts)
         factor = totals.num_positions / max(totals.num_scored, 1.0)
         torch._foreach_mul_(gradients, factor)  # the gradients are 0 where nothing is scored
-        totals.update_parts()
-        self.log("train/grad_norm", gathered(torch.nn.utils.get_total_norm(gradients)))
+        self.log("train/grad_norm", norm * factor)
+        if self.on_non_finite is not None and not math.isfinite(totals.loss + totals.grad_norm):
+            self.on_non_finite(totals)
+        else:
+            totals.update_parts()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score every token of the batch at every time of the shared grid."""
         batch = self._scorable(batch)
         rank, world = shard_of(self.trainer)
-        indices = (self.likelihood.num_sequences + torch.arange(len(batch))) * world + rank  # see ValidationOrder
+        indices = (self.num_validated + torch.arange(len(batch))) * world + rank  # see ValidationOrder
+        self.num_validated += len(batch)
         scores = score_sequences(self.objective, self.process, self.backbone, batch, indices, self.num_val_times)
         self.likelihood.update(scores, batch.scored.sum(-1))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the bound with its boundary terms and its standard error, perplexity and bits per byte."""
+        """Log the bound with its boundary terms and its standard error, perplexity and bits per byte.
+
+        Raises:
+            ValueError: the bound is not finite.
+        """
         result = self.likelihood.compute()
         self.likelihood.reset()
+        self.num_validated = 0
         values = {"val/nll": result.nll, "val/nll_stderr": result.stderr, "val/ppl": result.perplexity}
         values |= {"val/reconstruction": result.reconstruction, "val/prior": result.prior}
         if self.bytes_per_token is not None:
             values["val/bpb"] = result.bits_per_byte(self.bytes_per_token)
         self.log_dict({**values, "val/tokens": float(result.num_tokens)}, rank_zero_only=True)
+        if not math.isfinite(result.nll):
+            raise ValueError(
+                f"the validation at step {self.global_step} has nll {result.nll}: the run has diverged, lower"
+                " optimizer.lr or change the schedule"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out pretrained weights that were never trained (adapters); add the state of parts and settings."""
@@ -177,33 +203,22 @@ class DiffusionLM(pl.LightningModule):
         checkpoint["state_dict"] = {
             key: value for key, value in state.items() if key in kept or not key.startswith(BACKBONE)
         }
-        states = {name: part.state_dict() for name, part in self.parts.items() if not isinstance(part, nn.Module)}
-        checkpoint["parts"] = {name: state for name, state in states.items() if state}
+        checkpoint["parts"] = states(self.parts)
         checkpoint["settings"] = {"block_size": self.block_size}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was left out, the state of parts and the settings.
 
         Raises:
-            ValueError: a checkpoint of an earlier version, or state that does not fit a part.
+            ValueError: state that does not fit a part.
         """
-        if "parts" not in checkpoint:
-            raise ValueError(
-                "the checkpoint was written by dlmkit 0.1, which this version cannot resume: start another run from it"
-                " with init_from, or train again"
-            )
-        for name, part in self.parts.items():
-            if not isinstance(part, nn.Module):
-                part.load_state_dict(checkpoint["parts"].get(name, {}))
+        load_states(self.parts, checkpoint["parts"])
         self.block_size = checkpoint["settings"]["block_size"]
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Decay matrices, not vectors; step the learning rate every optimizer step."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-        optimizer = self.make_optimizer([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
+        optimizer = self.make_optimizer(parameter_groups(self.parameters()))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -53,7 +53,8 @@ class Part:
     def update(self, totals: Tensor) -> None:
         """Learn from what `collect` returned, [S], summed over all ranks and accumulation steps.
 
-        Called once per optimizer step, before the step. Between two calls the part depends on its arguments alone.
+        Called once per optimizer step, before the step. Between two calls what the part's other methods return must
+        depend on their arguments alone.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +66,22 @@ class Part:
 
 
 def walk(parts: Mapping[str, Part]) -> Iterator[tuple[str, Part]]:
-    """Yield (name, part) of the parts and of those inside them; an inner part is named "objective_within"."""
+    """Yield (name, part) of the parts and of those inside them; an inner part is named after both,
+
+    as in "objective_within" for the attribute `within` of the part "objective"."""
     for name, part in parts.items():
         yield name, part
         yield from walk({f"{name}_{key}": inner for key, inner in part.inner_parts().items()})
+
+
+def states(parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
+    """Return name -> state for a checkpoint, of the parts that have any; a module's weights are the model's."""
+    found = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, nn.Module)}
+    return {name: state for name, state in found.items() if state}
+
+
+def load_states(parts: Mapping[str, Part], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore what `states` returned."""
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            part.load_state_dict(saved.get(name, {}))

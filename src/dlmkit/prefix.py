@@ -42,7 +42,10 @@ class RereadsPrefix:
 
 
 def expand_prefix(inputs: NetworkInput) -> NetworkInput:
-    """Return an input whose x_t contains the prefix of `inputs.cache`; the prediction's last L positions are wanted."""
+    """Return an input whose x_t contains the prefix of `inputs.cache`; [B, P + L].
+
+    Its prediction has P + L positions, of which the last L are those of `inputs.x_t`. Unchanged without a cache.
+    """
     cache = inputs.cache
     if cache is None:
         return inputs
@@ -54,7 +57,7 @@ def expand_prefix(inputs: NetworkInput) -> NetworkInput:
 
 @dataclass(frozen=True)
 class AfterPrefix:
-    """A denoiser whose inputs all come behind the same clean prefix.
+    """A denoiser all of whose inputs follow the same clean prefix, or a longer one that its `prefill` returned.
 
     Attributes:
         denoiser: the network.
@@ -71,8 +74,8 @@ class AfterPrefix:
 
     def __call__(self, inputs: NetworkInput) -> Prediction:
         """Return the prediction at the positions of `inputs.x_t`."""
-        return self.denoiser(replace(inputs, cache=self.cache))
+        return self.denoiser(replace(inputs, cache=inputs.cache or self.cache))
 
     def prefill(self, tokens: Tensor, block_size: int | None = None, cache: Cache | None = None) -> Cache:
-        """Return the cache of a longer prefix."""
+        """Return the cache of `cache`, else of this prefix, followed by `tokens`."""
         return self.denoiser.prefill(tokens, block_size, self.cache if cache is None else cache)

@@ -12,8 +12,11 @@ import torch
 
 from dlmkit.types import Canvas
 
-GAP = re.compile(r"\[MASK:(\d+)\]")
+GAP = re.compile(r"\[MASK:([0-9]{1,7})\]")
 """A gap of n tokens in a text to fill in."""
+
+NO_GAP = re.compile(r"\[MASK(?=[\]:\s]|$)[^\]]{0,20}\]?", re.IGNORECASE)
+"""What was meant as a gap and is none."""
 
 FILLER = 0
 """Id at free positions of a request; it is never read."""
@@ -47,12 +50,12 @@ class Request:
 class RequestBuilder:
     """Makes requests for one network.
 
-    A network that does not predict token 0 (`Backbone.predicts_first`) needs a given first token. Where the text does
-    not begin with one, an end of document stands before it, as in training.
+    A network that does not predict token 0 (`Backbone.predicts_first`) needs a given first token. To a text without
+    one (an empty prompt, or a gap at the start) `start_id` is prepended, and it stays in the completed tokens.
 
     Attributes:
         predicts_first: whether token 0 is predicted.
-        start_id: the given first token where it is not, usually the end of document; ``None`` where the data has none.
+        start_id: id prepended where token 0 must be given, usually the end of document; ``None``: the data has none.
     """
 
     predicts_first: bool
@@ -62,11 +65,11 @@ class RequestBuilder:
         """Return a request to continue a prompt; with an empty one, unconditional text.
 
         Args:
-            ids: of the prompt.
-            length: L, tokens in all.
+            ids: of the prompt; nothing is put before them unless there are none.
+            length: L, given tokens included (the prompt, or the start token).
 
         Raises:
-            ValueError: no room behind the prompt.
+            ValueError: `length` leaves no free position, or the prompt is empty and there is no `start_id`.
         """
         given = [*(() if ids else self._start()), *ids]
         if length <= len(given):
@@ -77,16 +80,25 @@ class RequestBuilder:
         return Request(given + [FILLER] * free, [True] * len(given) + [False] * free)
 
     def unconditional(self, length: int) -> Request:
-        """Return a request for text of `length` tokens."""
+        """Return a request for text of `length` tokens, the start token included where one is prepended.
+
+        Raises:
+            ValueError: as for `prompt`.
+        """
         return self.prompt((), length)
 
     def infill(self, text: str, tokenizer: Encoder) -> Request:
         """Return a request to fill the gaps of a text, "[MASK:n]" standing for n tokens.
 
         Raises:
-            ValueError: no gap, or only gaps of no token.
+            ValueError: no gap, a malformed one, or only gaps of no token.
         """
         pieces = GAP.split(text)
+        for piece in pieces[::2]:
+            if (malformed := NO_GAP.search(piece)) is not None:
+                raise ValueError(
+                    f"{malformed[0]!r} is no gap: write [MASK:n] with a whole number n of tokens, such as [MASK:4]"
+                )
         if len(pieces) == 1:
             raise ValueError('the text has no gap: write one as [MASK:n] with n tokens, such as "In the [MASK:4] God"')
         tokens: list[int] = []

@@ -6,7 +6,7 @@ Axes:
     L   positions (tokens) of a sequence
     K   blocks of a sequence, in block diffusion
     C   noisy copies of a sequence that one training step reads
-    T   times at which a sequence is scored in evaluation, or steps of a chain in discrete time
+    T   times at which a sequence is evaluated, or steps of a chain in discrete time
     V   vocabulary, mask token included where there is one
     D   hidden size
     N   selected positions, those where a bool [B, L] is True
@@ -61,9 +61,9 @@ class TimeDraw(NamedTuple):
     weight: Tensor
 
     def by_block(self, num_blocks: int) -> TimeDraw:
-        """Return a draw of [G * K] for K blocks of each of G sequences as [G, K]; as it is for one block.
+        """Return the draw [G * K] as [G, K], for the K = `num_blocks` blocks of each of G sequences; K = 1: unchanged.
 
-        The blocks of a sequence are a stride of G apart, so that a stratified draw is stratified within each sequence.
+        Block k of sequence g has entry k * G + g, so that a stratified draw is stratified within each sequence.
         """
         if num_blocks == 1:
             return self
@@ -72,7 +72,7 @@ class TimeDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class Noised:
-    """Clean sequences, their noisy versions, and the time of the noise.
+    """Clean sequences, their noisy versions, and the time of the noise. Here B counts rows: C copies of each sequence.
 
     Attributes:
         x_0: clean tokens, int64 [B, L].
@@ -99,9 +99,9 @@ class Context:
     """Clean tokens beside the noisy ones, so that each block is predicted from the clean blocks before it.
 
     Attributes:
-        tokens: int64 [B, L].
-        block_size: tokens per block; the last block may be shorter.
-        last: predict the last block alone (in generation the blocks before it are complete).
+        tokens: clean tokens, int64 [B, L] like x_t; with `last` the last block of it is not read.
+        block_size: tokens per block; only with `last` may the last block be shorter.
+        last: whether only the last block is noisy and predicted (in generation); the blocks before it are clean.
     """
 
     tokens: Tensor
@@ -142,8 +142,9 @@ class NetworkInput:
 
     Attributes:
         x_t: noisy tokens, int64 [B, L]; with a `cache` those after the prefix.
-        t: float64 [B], or [B, K] with a `context` of K blocks.
-        segments: int64 [B, L], documents that do not attend to each other; ``None`` for one document.
+        t: float64 [B]; with a `context` of K blocks it may be [B, K].
+        segments: int64 [B, L], documents that do not attend to each other; ``None`` for one document, and always with
+            a `cache`, whose tokens have no segments.
         context: clean tokens for block diffusion in training.
         attention: share of the future that is attended to; a causal network ignores it.
         cache: a clean prefix that comes before x_t, from `Denoiser.prefill`.
@@ -164,13 +165,17 @@ class Prediction(Protocol):
         """Return float32 logits [N, V] at the N True entries of `where` (bool [B, L]), the mask token at -inf."""
 
     def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is [B, L].
+        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is int64 [B, L].
 
-        A `weight` [N] announces the factor of each value in the loss, up to a common one: a cheaper gradient.
+        `weight` [N] makes the gradient cheaper: the factor that the loss multiplies each value by, up to a common
+        one. It does not change the values, and a wrong weight costs time only.
         """
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
-        """Return function(logits [n, V], *arguments [n]) -> [n] over the True entries of `where`, in chunks."""
+        """Return [N]: function(logits [n, V], *arguments [n]) -> [n] on chunks of the True entries of `where`.
+
+        The caller gives each of `arguments` as [N], in the order of tensor[where]; the function must treat rows apart.
+        """
 
 
 class Denoiser(Protocol):
@@ -190,8 +195,9 @@ class Denoiser(Protocol):
         """Return the cache of a clean prefix, for `NetworkInput.cache`.
 
         Args:
-            tokens: int64 [B, P].
-            block_size: of block diffusion: what follows is one block, the prefix whole blocks; ``None`` otherwise.
+            tokens: int64 [B, P], P >= 0.
+            block_size: tokens per block in block diffusion, where the prefix is whole blocks and each later call is for
+                one block at most; ``None`` otherwise. With a `cache` its block size holds.
             cache: of what comes before `tokens`; ``None`` at the start of the text.
         """
 
@@ -202,8 +208,9 @@ class TokenLoss:
 
     Attributes:
         loss: float [B, L], differentiable; what is minimised (may be re-weighted or clipped).
-        nll: float [B, L], detached; its sum over L is an unbiased one-sample estimate of (a bound on) -log p(x_0),
-            and the only thing that evaluation reads.
+        nll: float [B, L], detached, `Noised.weight` included unless the objective is exact. Its sum over L, and over
+            the copies of a sequence, estimates the diffusion term of the bound without bias (exact: it is
+            -log p(x_0)); evaluation uses it alone.
     """
 
     loss: Tensor
@@ -216,7 +223,8 @@ class StepOutput:
 
     Attributes:
         draw: times as the time sampler drew them, [B] or [B, K]; the loss contains the weight as a factor.
-        loss: of each token, nats, [B, L], detached, summed over copies; zero where nothing is scored.
+        loss: of each token, nats, [B, L], detached, weights included; the mean over the copies of a sequence (the
+            sum over `noised`, whose weights are divided by C); zero where nothing is scored.
         noised: the C * B noisy sequences.
         scored: bool [B, L].
     """

@@ -30,12 +30,13 @@ PRESETS = [*sorted(CONF.glob("family/*.yaml")), *sorted((ROOT / "experiments").g
 TOP_LEVEL = {
     *("backbone", "callbacks", "corruption", "data", "logger", "lr_schedule", "objective", "optimizer", "process"),
     *("sampler", "schedule", "t_sampler", "tokenizer", "trainer"),
-    *("ar_weight", "batch", "budget", "validation", "vocab"),
+    *("ar_weight", "batch", "budget", "non_finite", "validation", "vocab"),
     *("causal", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
 }
 SECTIONS = {
     "batch": {"size", "accumulate", "micro_size", "num_workers"},
     "budget": {"tokens"},
+    "non_finite": {"policy", "max_skipped"},
     "validation": {"every_steps", "at_start", "check_times", "num_times"},
     "trainer": {
         "accelerator",

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.backbones.hf.families import FAMILIES
+from dlmkit.backbones.hf.loading import NEW_ROWS
 from dlmkit.types import FULL_ATTENTION, Attention, NetworkInput
 from networks import SIZES, hf_network, some_tokens
 
@@ -126,8 +127,8 @@ def test_padding_rows_are_kept_and_never_predicted(tmp_path):
 
 
 def test_another_tokenizers_vocabulary(tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer has 20 tokens with the mask, .* has embeddings for 13"):
-        backbone(pretrained(tmp_path / "model", "llama"), vocab_size=20)
+    with pytest.raises(ValueError, match=r"tokenizer has 1038 tokens with the mask, .* has embeddings for 13"):
+        backbone(pretrained(tmp_path / "model", "llama"), vocab_size=13 + NEW_ROWS + 1)
 
 
 @pytest.mark.parametrize(

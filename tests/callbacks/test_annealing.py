@@ -32,7 +32,7 @@ def test_ratio():
     assert AttentionAnnealing(anneal_steps=4, shape="none", seed=0).ratio(0) == 1.0
     with pytest.raises(ValueError, match="bernoulli, blocks, none"):
         AttentionAnnealing(anneal_steps=4, shape="rows", seed=0)
-    with pytest.raises(ValueError, match="below 1"):
+    with pytest.raises(ValueError, match=r"anneal_steps 0 is outside \[1, "):
         AttentionAnnealing(anneal_steps=0, shape="bernoulli", seed=0)
 
 

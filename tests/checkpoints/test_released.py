@@ -193,7 +193,7 @@ BAD = {
     ),
     "a weight too many": (
         spoil(lambda w: w.update({"denoise_model.h.7.ln_1.bias": torch.zeros(16)})),
-        "has the unknown weight transformer.h.7.ln_1.bias",
+        "has an unexpected weight transformer.h.7.ln_1.bias",
     ),
     "another shape": (spoil(lambda w: w.update({"denoise_model.ln_f.bias": torch.zeros(3)})), "shape (3,)"),
     "no embedding": (spoil(lambda w: w.__delitem__("embed_tokens.weight")), "lacks the token embedding"),

@@ -213,7 +213,7 @@ def test_what_rests_on_a_broken_part_is_left_out(mine, capsys):
         (["schedule="], "'schedule=' is not part=name"),
         (["schedule.power=3"], "schedule.power=3 without a part"),
         (["schedule=linear", "schedule.power=3"], "schedule.power is no keyword of schedule=linear"),
-        (["schedule=polynomial", "schedule.power=-1"], "power -1 is not positive"),
+        (["schedule=polynomial", "schedule.power=-1"], "power -1 is outside [0.1, 10]"),
         (["schedule=my_checked_parts.Power"], "needs power: give schedule.power=VALUE"),
         (["schedule=my_checked_parts.NoSuch"], "cannot be imported"),
         (["schedule=no_such_package.Mine"], "cannot be imported"),

@@ -78,3 +78,30 @@ def test_a_value_error_goes_before_hydras() -> None:
 def test_paths_are_those_of_the_checkout() -> None:
     assert (conf_dir() / "train.yaml").is_file()
     assert Path(errors.__file__).parent.name == "config"
+
+
+def test_a_file_that_cannot_be_used_is_named() -> None:
+    error = PermissionError(13, "Permission denied", "corpus.txt")
+    assert explain(error) == "'corpus.txt' cannot be used (Permission denied): check that path and its permissions"
+    assert explain(OSError("without a file")) is None
+
+
+def test_memory_that_does_not_suffice() -> None:
+    class OutOfMemoryError(RuntimeError):
+        """As torch names it."""
+
+    for error in (
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ):
+        assert str(explain(error)).startswith("out of memory (")
+        assert "lower batch.size" in str(explain(error))
+
+
+@pytest.mark.parametrize("override", ["callbacks=[1,2]", "schedule=[[1]]", "optimizer=[null]"])
+def test_a_list_that_names_no_choice(override: str) -> None:
+    error = error_of(override)
+    assert isinstance(error, (TypeError, AttributeError))
+    assert str(explain(error, [override])).startswith(f"{override} names no choice: choose one of ")
+    assert explain(TypeError("bug"), ["schedule=linear"]) is None

@@ -82,15 +82,12 @@ def test_validation_has_every_sequence_once_in_equally_many_batches(num_sequence
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"micro_batch_size": 0}, "micro_batch_size = 0 must be at least 1: set micro_batch_size to 1 or more"),
-        ({"accumulate": 0}, "accumulate = 0 must be at least 1"),
-        ({"num_steps": 0}, "num_steps = 0 must be at least 1"),
-        ({"seed": -1}, "seed = -1 must be at least 0"),
-        ({"num_workers": -1}, "num_workers = -1 must be at least 0"),
-        (
-            {"num_workers": 10**12},
-            r"num_workers = 1000000000000 must be at most \d+, 8 for each of .*: set num_workers to",
-        ),
+        ({"micro_batch_size": 0}, "micro_batch_size 0 is outside"),
+        ({"accumulate": 0}, "accumulate 0 is outside"),
+        ({"num_steps": 0}, "num_steps 0 is outside"),
+        ({"seed": -1}, "seed -1 is outside"),
+        ({"num_workers": -1}, "num_workers -1 is outside"),
+        ({"num_workers": 10**12}, r"num_workers 1000000000000 is outside .*: .* more than 8 for each core"),
     ],
 )
 def test_a_plan_that_no_run_can_follow(changes: dict[str, int], expected: str) -> None:
@@ -102,5 +99,5 @@ def test_a_plan_that_no_run_can_follow(changes: dict[str, int], expected: str) -
 def test_as_many_workers_as_the_message_allows() -> None:
     most = 8 * (os.cpu_count() or 1)
     assert BatchPlan(1, 1, 1, num_workers=most).num_workers == most
-    with pytest.raises(ValueError, match=f"at most {most}, "):
+    with pytest.raises(ValueError, match=rf"\[0, {most}\]"):
         BatchPlan(1, 1, 1, num_workers=most + 1)

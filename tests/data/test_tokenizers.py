@@ -185,7 +185,7 @@ def test_huggingface_mask_new_or_existing(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_explained_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size = 257 must be at least 258") as error:
+    with pytest.raises(ValueError, match=r"vocab_size 257 is outside \[258") as error:
         BPE(257)
     one_line(error)
     with pytest.raises(ValueError, match=r"vocab_size = 5000 is more than .* set it to at most \d+") as error:

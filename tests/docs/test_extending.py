@@ -91,7 +91,7 @@ def extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             monkeypatch.setattr(package, "__path__", [own, *package.__path__])
         monkeypatch.delitem(sys.modules, f"dlmkit.{folder}.{name}", raising=False)
         monkeypatch.delattr(package, name, raising=False)
-    for module in (config, config.composition, train):
+    for module in (config, config.composition, config.values, train):
         monkeypatch.setattr(module, "conf_dir", lambda: tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     yield tmp_path

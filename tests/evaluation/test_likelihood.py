@@ -85,6 +85,5 @@ def test_ranks_add_up():
     ranks = [LikelihoodMetric(), LikelihoodMetric()]
     for rank, metric in enumerate(ranks):
         metric.update(scores(nll[rank::2]), tokens[rank::2])
-    assert ranks[0].num_sequences == 10
     ranks[0].sums += ranks[1].sums  # dist_reduce_fx="sum"
     assert ranks[0].compute().stderr == pytest.approx(estimate(nll, tokens).stderr)

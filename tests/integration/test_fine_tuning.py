@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dlmkit.callbacks.exact_match import answer_of
 from dlmkit.checkpoints.load import load
+from dlmkit.runs.contents import foreign_entry
 from dlmkit.types import NetworkInput
 from toy_runs import Outcome, checkpoint, curve, dlmkit, stop_at, summary, weights
 
@@ -92,6 +93,7 @@ def test_answers():
 def test_adapters(pretrained, pairs):
     """Only adapters and embeddings are trained and saved; the run reads back, resumes and exports merged."""
     assert tune("whole", *LORA).code == 0
+    assert foreign_entry(Path("whole")) is None
     saved = weights(Path("whole"))
     assert saved
     assert all("lora_" in name or "embed_tokens" in name for name in saved)

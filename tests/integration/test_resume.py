@@ -141,9 +141,9 @@ def test_finished_run_does_not_grow() -> None:
 
 def test_overwriting_leaves_nothing_of_the_old_run() -> None:
     run = trained("whole", steps=STEPS)
-    (run / "note.txt").write_text("old")
+    (run / "samples" / "step_0000005.json").write_text("old")
     trained("whole", "if_exists=overwrite", steps=2)
-    assert not (run / "note.txt").exists()
+    assert not (run / "samples" / "step_0000005.json").exists()
     assert [step for step, _ in curve(run, "train/loss")] == [0, 1]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last.ckpt", "step=2.ckpt"]
 

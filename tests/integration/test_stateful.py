@@ -80,6 +80,7 @@ SPLIT = (
     "{_target_: lightning.pytorch.strategies.ModelParallelStrategy, data_parallel_size: 2, tensor_parallel_size: 1,"
     " save_distributed_checkpoint: false}"
 )
+TRUST = ["--trust", "my_parts"]
 RANKS = {"ddp": "ddp", "sharded": SPLIT}
 
 
@@ -120,7 +121,7 @@ def test_what_is_trained_counted_and_saved() -> None:
     assert float(before["log_weight"]) != 0.5
     assert 0 < before["num_masked"] < after["num_masked"] < 4 * TOKENS
     groups = checkpoint(run)["optimizer_states"][0]["param_groups"]
-    network = [parameter for parameter in load(run).backbone.parameters() if parameter.requires_grad]
+    network = [parameter for parameter in load(run, trust=(TRUST[1],)).backbone.parameters() if parameter.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(network) + 1  # and the scalar; not the teacher
 
 
@@ -159,7 +160,7 @@ def test_two_ranks_train_as_one(ranks: str) -> None:
 
 def test_a_loaded_model_has_the_objectives_state() -> None:
     run = trained("run")
-    objective = load(run).objective
+    objective = load(run, trust=(TRUST[1],)).objective
     assert torch.equal(objective.log_weight, state(run)["log_weight"])
     assert torch.equal(objective.num_masked, state(run)["num_masked"])
     teacher = objective.teacher.backbone.state_dict()
@@ -171,13 +172,14 @@ def test_samples_and_exports_are_of_the_network_alone() -> None:
     run = [*MODEL, *SMALL, *text, *CHOSEN, f"budget.tokens={2 * TOKENS}", "hydra.run.dir=run"]
     outcome = dlmkit("train", *run)
     assert outcome.code == 0, outcome.err
-    assert dlmkit("export", "run", "out").code == 0
-    samples = [dlmkit("sample", place, "--length", "8", "--steps", "2", "--json") for place in ("run", "out")]
+    assert dlmkit("export", "run", "out", *TRUST).code == 0
+    settings = ["--length", "8", "--steps", "2", "--json", *TRUST]
+    samples = [dlmkit("sample", place, *settings) for place in ("run", "out")]
     assert samples[0].code == samples[1].code == 0, samples[1].err
     assert json.loads(samples[0].out)["texts"] == json.loads(samples[1].out)["texts"]
-    size = sum(parameter.numel() for parameter in load("run").backbone.parameters())
+    size = sum(parameter.numel() for parameter in load("run", trust=(TRUST[1],)).backbone.parameters())
     exported = Path("out/model.safetensors").stat().st_size
     assert exported < 4 * size + 10_000  # float32, and the file's header
     assert not [path for path in Path("out").iterdir() if b"teacher" in path.read_bytes()]
     shutil.rmtree("run")
-    assert dlmkit("sample", "out", "--length", "8", "--steps", "2").code == 0
+    assert dlmkit("sample", "out", *settings).code == 0

@@ -145,8 +145,8 @@ def test_clipped_draws_mask_rates_evenly(schedule):
     ("values", "line"),
     [
         ({"low": 0.8, "high": 0.3}, "low 0.8 and high 0.3 are no range"),
-        ({"low": -0.1, "high": 0.3}, "give 0 <= low < high <= 1"),
-        ({"low": 0.3, "high": 1.1}, "give 0 <= low < high <= 1"),
+        ({"low": -0.1, "high": 0.3}, r"low -0.1 is outside \[0, 1\]"),
+        ({"low": 0.3, "high": 1.1}, r"high 1.1 is outside \[0, 1\]"),
         ({"low": 0.9995, "high": 1.0}, "the mask rate at t = 1"),
     ],
 )
@@ -302,10 +302,10 @@ def test_learned_continues_from_its_saved_state():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"num_bins": 0}, "num_bins 0 is below 1"),
+        ({"num_bins": 0}, r"num_bins 0 is outside \[1, "),
         ({"uniform_share": 0.0}, "uniform_share 0.0 is outside"),
         ({"decay": 1.0}, "decay 1.0 is outside"),
-        ({"warmup_draws": 0}, "warmup_draws 0 is below 1"),
+        ({"warmup_draws": 0}, r"warmup_draws 0 is outside \[1, "),
         ({"eps": 1.0}, "eps 1.0 is outside"),
     ],
 )

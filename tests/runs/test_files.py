@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlmkit.files import write_bytes, write_json, write_text
+from dlmkit.files import remove_partials, write_bytes, write_json, write_text
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -36,13 +36,24 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that looks while the file is flushed sees the old one."""
+    """A reader that looks while the file is flushed sees the old one, and the new one while its folder is."""
     file = tmp_path / "text.txt"
     write_text(file, "old")
     seen: list[str] = []
     monkeypatch.setattr("os.fsync", lambda _: seen.append(file.read_text()))
     write_text(file, "new")
-    assert seen == ["old"]
+    assert seen == ["old", "new"]
+
+
+def test_files_that_a_killed_process_left_are_removed(tmp_path: Path) -> None:
+    """Those alone: what a user calls alike stays."""
+    left = [tmp_path / f".a.json.{'0' * 32}", tmp_path / "b" / f".step=2.ckpt.{'f' * 32}"]
+    kept = [tmp_path / name for name in (".a.json", f"a.json.{'0' * 32}", f".a.json.{'g' * 32}", ".a.json.0123")]
+    (tmp_path / "b").mkdir()
+    for path in [*left, *kept]:
+        path.write_text("x")
+    remove_partials(tmp_path)
+    assert [path.exists() for path in [*left, *kept]] == [False] * len(left) + [True] * len(kept)
 
 
 def test_json(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_the_table_is_always_written(choice: str) -> None:
 
 def test_a_resumed_run_goes_on_in_tensorboard_and_the_table() -> None:
     assert train(stop_at(3), steps=4).code == 130
-    run = trained("if_exists=resume", steps=4)
+    outcome = train("if_exists=resume", steps=4)
+    assert outcome.code == 0, outcome.err
+    run = Path("runs/one")
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
     assert [step for step, _ in curve(run, "train/loss")] == [0, 1, 2, 3]

@@ -42,7 +42,10 @@ class Alignment:
         return int(self.has_bos and not self.causal)
 
     def ids(self, tokens: Tensor) -> Tensor:
-        """Return the input ids int64 [B, M] for tokens [B, L]: BOS prepended where there is one, M = L or L + 1."""
+        """Return the input ids int64 [B, M] for tokens [B, L], BOS prepended where there is one.
+
+        M is L + 1 with BOS and full attention, else L: a causal network with BOS does without the last token.
+        """
         if not self.has_bos:
             return tokens
         assert self.bos_id is not None

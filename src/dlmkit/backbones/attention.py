@@ -46,7 +46,7 @@ class Mask:
 
         Args:
             width: how many positions back and ahead a query attends.
-            causal_past: whether `width` counts the query itself on its way back.
+            causal_past: whether the window reaches width - 1 positions back, as in causal attention, rather than width.
         """
         if (width, causal_past) not in self._windowed:
             back = self.positions[:, None] - self.positions[None, :]

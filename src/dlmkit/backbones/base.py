@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 
+import torch
 from torch import nn
 
 from dlmkit.backbones.alignment import Alignment
@@ -122,6 +124,18 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
         trunk = trunk_input(inputs, self.alignment)
         self.check_length(trunk.length)
         return trunk
+
+
+def check_memory(num_params: int) -> None:
+    """Raise ValueError when the float32 weights of a new network are larger than this machine's memory."""
+    if torch.get_default_device().type == "meta":
+        return  # no memory is taken
+    needed, there = 4 * num_params, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"the backbone has about {num_params:,} parameters, {needed / 2**30:,.0f} GiB, and this machine has"
+            f" {there / 2**30:,.0f} GiB of memory: lower its width or its number of layers"
+        )
 
 
 def check_token_id(name: str, token_id: int | None, vocab_size: int) -> None:

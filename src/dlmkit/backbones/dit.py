@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlmkit.backbones.attention import FLEX, flex, plain_mask
-from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.base import Backbone, check_memory
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.ranges import Dropout, Range, Tokens, checked
 from dlmkit.types import NetworkInput
 
 INIT_STD = 0.02
@@ -79,17 +81,18 @@ class DiT(Backbone):
     name = "dit"
     supports_context = True
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
         mask_id: int | None,
-        max_length: int,
-        hidden_size: int,
-        num_layers: int,
-        num_heads: int,
-        cond_size: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
+        max_length: Tokens,
+        hidden_size: Annotated[int, Range("[2, 65536]", "give a multiple of 2 x num_heads, such as 128")],
+        num_layers: Annotated[int, Range("[1, 1024]", "give the number of layers, such as 4")],
+        num_heads: Annotated[int, Range("[1, 1024]", "give the number of heads, such as 4")],
+        cond_size: Annotated[int, Range("[2, 65536]", "give the width of the time embedding, such as 64")],
+        mlp_ratio: Annotated[int, Range("[1, 64]", "it is the width of the MLP over hidden_size, such as 4")] = 4,
+        dropout: Dropout = 0.0,
         causal: bool = False,
         shift: bool = False,
         bos_id: int | None = None,
@@ -104,6 +107,7 @@ class DiT(Backbone):
                 f" per head; choose a hidden_size that is a multiple of {2 * num_heads}"
             )
         _check_kernel(attention, dropout)
+        check_memory(num_layers * (4 + 2 * mlp_ratio) * hidden_size**2 + vocab_size * hidden_size)
         self.attention = attention
         self.dropout = dropout
         self._max_length = max_length

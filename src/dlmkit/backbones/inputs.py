@@ -16,7 +16,9 @@ from dlmkit.types import Attention, Context, NetworkInput
 
 @dataclass(frozen=True)
 class TrunkInput:
-    """What a network's trunk reads.
+    """What a network's trunk reads. M inputs: the tokens, a BOS, and with clean context the clean copies beside them.
+
+    L counts the P tokens of a clean prefix here, unlike in `NetworkInput`.
 
     Attributes:
         ids: int64 [B, M].
@@ -24,9 +26,10 @@ class TrunkInput:
         t: float64 [B]; with clean context [B, M], 0 at context positions.
         mask: attention mask [1 or B, 1, M, M], or ``None`` (see `attention_mask`). With clean context, and neither
             documents nor annealing, the same object at every step.
-        causal_window: whether a sliding window counts the query itself on its way back, as in causal attention.
+        causal_window: whether a sliding window of w reaches w - 1 positions back (causal attention) rather than w.
         alignment: of inputs and outputs.
-        slots: int64 [L], the input slot whose output predicts each token; ``None`` where the alignment tells.
+        slots: int64 [L], which of the M inputs has the output that predicts each token, 0 where none has; ``None``: see
+            `Alignment.outputs`.
         length: L, tokens that are predicted, a clean prefix included.
         prefix: P, tokens of the clean prefix.
     """

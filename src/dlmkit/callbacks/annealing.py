@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 
 from dlmkit.backbones.attention import SHAPES
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import seed_for
+from dlmkit.ranges import Range, Seed, checked
 from dlmkit.types import Attention
 
 
@@ -25,11 +26,15 @@ class AttentionAnnealing(pl.Callback):
         seed: of the draws.
     """
 
-    def __init__(self, anneal_steps: int, shape: str, seed: int) -> None:
+    @checked
+    def __init__(
+        self,
+        anneal_steps: Annotated[int, Range("[1, 1000000000]", "use 1 for full attention from the first step")],
+        shape: str,
+        seed: Seed,
+    ) -> None:
         if shape not in (*SHAPES, "none"):
             raise ValueError(f"annealing shape {shape!r} is unknown: choose one of {', '.join(SHAPES)}, none")
-        if anneal_steps < 1:
-            raise ValueError(f"anneal_steps {anneal_steps} is below 1: use 1 for full attention from the first step")
         self.anneal_steps = anneal_steps
         self.shape = shape
         self.seed = seed

@@ -10,6 +10,7 @@ from dlmkit.data.corpora.pairs import Pair, PairsCorpus
 from dlmkit.generation import complete, for_block_size
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
+from dlmkit.ranges import Count, Seed, checked
 from dlmkit.requests import RequestBuilder
 from dlmkit.samplers.base import Sampler
 
@@ -35,13 +36,10 @@ class ExactMatch(pl.Callback):
         seed: of the noise.
     """
 
+    @checked
     def __init__(
-        self, sampler: Sampler[Any], num_steps: int, num_pairs: int, batch_size: int, marker: str, seed: int
+        self, sampler: Sampler[Any], num_steps: Count, num_pairs: Count, batch_size: Count, marker: str, seed: Seed
     ) -> None:
-        if min(num_steps, num_pairs, batch_size) < 1:
-            raise ValueError(
-                f"num_steps {num_steps}, num_pairs {num_pairs} and batch_size {batch_size} must be at least 1"
-            )
         self.sampler = sampler
         self.num_steps = num_steps
         self.num_pairs = num_pairs

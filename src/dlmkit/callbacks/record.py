@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from dlmkit.files import DISK_FULL, json_text, overwrite_bytes
 from dlmkit.loggers import log_hyperparams
 from dlmkit.module import DiffusionLM
-from dlmkit.runs import ParentRun, RunSummary, Status
+from dlmkit.runs import SUMMARY, ParentRun, RunSummary, Status, reason
 
 
 class RunRecord(pl.Callback):
@@ -61,6 +63,7 @@ class RunRecord(pl.Callback):
         self.train_seconds = 0.0
         self.batch_began = 0.0
         self.began = time.perf_counter()
+        self.stopped = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run adds to."""
@@ -111,12 +114,26 @@ class RunRecord(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Record that the run stopped: interrupted by the user, or failed."""
-        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
-        status: Status = "interrupted" if stopped else "failed"
-        self._write(trainer, replace(self._spent(), status=status))
+        self._stop(trainer, exception)
+
+    @contextmanager
+    def recording(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Record also what stops a run outside Lightning's loops, such as a checkpoint that cannot be written."""
+        with ExitStack() as stack:
+            stack.push(lambda kind, error, traceback: self._stop(trainer, error))
+            yield
+
+    def _stop(self, trainer: pl.Trainer, error: BaseException | None) -> None:
+        if error is None or self.stopped:
+            return
+        self.stopped = True
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        status: Status = "interrupted" if interrupted else "failed"
+        self._write(trainer, replace(self._spent(), status=status, error=reason(error)))
 
     def finish(self, trainer: pl.Trainer, module: DiffusionLM, metrics: dict[str, float]) -> RunSummary:
         """Write and return the record of a finished run, given the final validation's metrics; log it with settings."""
+        self._follow_block_size(trainer, module)  # a run that was resumed after its last step has not done so
         summary = replace(
             self._spent(),
             val_nll=metrics["val/nll"],
@@ -166,8 +183,15 @@ class RunRecord(pl.Callback):
         )
 
     def _write(self, trainer: pl.Trainer, summary: RunSummary) -> None:
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        try:
             summary.write(self.run_dir)
+        except OSError as error:
+            record = self.run_dir / SUMMARY
+            if error.errno not in DISK_FULL or not record.is_file():
+                raise
+            overwrite_bytes(record, json_text(summary.to_dict()).encode())  # so that it says what became of the run
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from dlmkit.generation import complete, for_block_size
 from dlmkit.loggers import log_text
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import generator_for
+from dlmkit.ranges import Count, Seed, Tokens, checked
 from dlmkit.requests import RequestBuilder
 from dlmkit.samplers.base import Sampler
 
@@ -29,11 +30,16 @@ class SampleLogger(pl.Callback):
         seed: the same noise in every set, so that the sets can be compared.
     """
 
+    @checked
     def __init__(
-        self, sampler: Sampler[Any], every_steps: int, num_samples: int, length: int, num_steps: int, seed: int
+        self,
+        sampler: Sampler[Any],
+        every_steps: Count,
+        num_samples: Count,
+        length: Tokens,
+        num_steps: Count,
+        seed: Seed,
     ) -> None:
-        if every_steps < 1 or num_samples < 1:
-            raise ValueError(f"every_steps {every_steps} and num_samples {num_samples} must be at least 1")
         self.sampler = sampler
         self.every_steps = every_steps
         self.num_samples = num_samples
@@ -46,9 +52,16 @@ class SampleLogger(pl.Callback):
         """Refuse, before the first step, a network and data for which there is no unconditional text.
 
         Raises:
-            ValueError: nothing predicts the first token, and there is no token to start from.
+            ValueError: nothing predicts the first token, and there is no token to start from; texts longer than the
+                network reads.
         """
         assert isinstance(pl_module, DiffusionLM)
+        most = pl_module.backbone.max_length
+        if self.length > most:
+            raise ValueError(
+                f"callbacks.samples.length {self.length} is more than this backbone's {most} positions for tokens: set"
+                f" it to at most {most}, or leave it out for the length of training"
+            )
         self._builder(trainer, pl_module).unconditional(self.length)
 
     def on_train_batch_end(

@@ -6,13 +6,16 @@ the model it has dlmkit.yaml, the part of a run's config.yaml that inference nee
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dlmkit.checkpoints.parts import read_parts
 from dlmkit.config import compose
 from dlmkit.data.tokenizers.base import MASK_TEXT, STATE_FILE, Tokenizer, load_tokenizer
 from dlmkit.data.tokenizers.huggingface import HuggingFace
@@ -59,18 +62,24 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} is in use: name a folder that does not exist yet")
 
 
-def read_config(folder: Path) -> tuple[DictConfig, Tokenizer | None]:
+def read_config(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Tokenizer | None]:
     """Return the configuration and the tokenizer of a Hugging Face folder.
 
     A folder without dlmkit.yaml is read by its config.json: as an autoregressive model, unless `is_causal` is
     false, and then an absorbing diffusion model with the tokenizer's own mask token.
+
+    Args:
+        folder: the folder.
+        trust: import paths that its parts may have, beside the kit's own.
+
+    Raises:
+        ValueError: a damaged file, or a part that is not trusted.
     """
     if not (folder / CONFIG).is_file():
         return _guess_config(folder)
-    config = OmegaConf.load(folder / CONFIG)
-    assert isinstance(config, DictConfig)
-    config.backbone.name = str(folder)
-    return config, load_tokenizer(folder) if (folder / STATE_FILE).is_file() else None
+    config = read_parts(folder / CONFIG, trust)
+    config.backbone.name = str(folder)  # whatever stands there: the weights are those of this folder
+    return config, load_tokenizer(folder, trust) if (folder / STATE_FILE).is_file() else None
 
 
 def _guess_config(folder: Path) -> tuple[DictConfig, Tokenizer]:
@@ -93,11 +102,21 @@ def _guess_config(folder: Path) -> tuple[DictConfig, Tokenizer]:
 
 
 def _for_transformers(tokenizer: Tokenizer, folder: Path) -> None:
-    """Make the folder's tokenizer known to transformers, mask token included, where it has a form for it."""
+    """Make the folder's tokenizer known to transformers, where it has a form for it; its mask is the trained one."""
     fast = tokenizer.for_transformers()
     if fast is None:
         return
-    if fast.mask_token_id is None and tokenizer.mask_id == len(fast):
-        fast.add_special_tokens({"mask_token": MASK_TEXT})
+    if fast.mask_token_id != tokenizer.mask_id:
+        new = tokenizer.mask_id == len(fast)
+        text = _unused_text(fast) if new else fast.convert_ids_to_tokens(tokenizer.mask_id)
+        fast.add_special_tokens({"mask_token": text})
+    assert fast.mask_token_id == tokenizer.mask_id
     assert isinstance(fast, PreTrainedTokenizerFast) or not fast.is_fast
     fast.save_pretrained(folder)
+
+
+def _unused_text(fast: PreTrainedTokenizerBase) -> str:
+    """Return a text for a new mask token that no token has: a model's own "[MASK]" may be another one."""
+    known = fast.get_vocab()
+    numbered = (f"[MASK_{index}]" for index in itertools.count(1))
+    return next(text for text in itertools.chain([MASK_TEXT], numbered) if text not in known)

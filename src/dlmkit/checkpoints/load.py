@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone
 from dlmkit.build import build_backbone, build_objective, build_process, build_sampler, named_sampler
+from dlmkit.checkpoints.container import read, read_without_tensors
 from dlmkit.checkpoints.folder import is_folder, read_config
+from dlmkit.checkpoints.parts import read_parts
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import register_resolvers
 from dlmkit.data.tokenizers import load_tokenizer
@@ -65,9 +65,11 @@ class LoadedModel:
     ) -> list[str]:
         """Return generated texts, given parts included: `num_samples` for each prompt, in order.
 
+        Special tokens are shown, so that a text may begin with the start token, "<|eos|>".
+
         Args:
             prompts: text to continue, one or several of any lengths; ``None`` or "" for unconditional text.
-            infill: a text with gaps, "[MASK:n]" for n tokens, instead of prompts.
+            infill: a text with gaps, "[MASK:n]" for n tokens; `prompts` and `length` are then not used.
             num_samples: texts for each prompt, at least 1.
             num_steps: reverse steps, at least 1; an autoregressive sampler takes one per token.
             length: tokens in all; the training length by default. An infill has its own.
@@ -144,27 +146,32 @@ class LoadedModel:
         return complete(self.backbone, self.process, sampler, requests, num_steps, generator, on_step=on_step)
 
 
-def load(path: str | Path) -> LoadedModel:
+def load(path: str | Path, trust: Sequence[str] = ()) -> LoadedModel:
     """Load a run folder, a checkpoint in it, or a Hugging Face folder.
 
+    Args:
+        path: the folder or the checkpoint.
+        trust: packages, modules or classes, such as "my_parts", that the folder's configuration may name beside the
+            kit's own parts; importing them runs their code.
+
     Raises:
-        ValueError: nothing of the kind at `path`, or weights that do not fit the configuration.
+        ValueError: nothing of the kind at `path`, a damaged file, a part that is not trusted, or weights that do not
+            fit the configuration.
     """
     register_resolvers()
     path = Path(path)
     if is_folder(path):
-        config, tokenizer = read_config(path)
+        config, tokenizer = read_config(path, trust)
         return _with_parts(config, build_backbone(config), tokenizer)
     folder, file = runs.checkpoint_of(path)
-    loaded = OmegaConf.load(folder / runs.CONFIG)
-    assert isinstance(loaded, DictConfig)
-    content = read_checkpoint(file)
+    loaded = read_parts(folder / runs.CONFIG, trust)
+    content = read(file)
     block_size = content["settings"]["block_size"]
     if block_size is not None:  # it may have grown during training
         loaded.objective.block_size = block_size
     backbone = build_backbone(loaded)
-    load_backbone_weights(backbone, file)
-    tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
+    _copy_weights(backbone, content, file)
+    tokenizer = load_tokenizer(folder / "tokenizer", trust) if (folder / "tokenizer").is_dir() else None
     model = _with_parts(loaded, backbone, tokenizer)
     _restore({"process": model.process, "objective": model.objective}, content)
     return model
@@ -188,22 +195,8 @@ def _restore(parts: Mapping[str, Part], content: dict[str, Any]) -> None:
 
 
 def num_steps_of(file: Path) -> int:
-    """Return the optimizer steps behind a checkpoint of Lightning's, without reading the rest of it."""
-    return int(torch.load(file, map_location="cpu", weights_only=False, mmap=True)["global_step"])
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, tensors and plain values only.
-
-    Raises:
-        ValueError: a damaged file, or one of an earlier version.
-    """
-    if not zipfile.is_zipfile(file):  # the container that torch.save writes
-        raise ValueError(f"{file} is no checkpoint, or is damaged: name another one, or train again")
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if "settings" not in content:
-        raise ValueError(f"{file} was written by dlmkit 0.1: train again, or export it with that version")
-    return content
+    """Return the optimizer steps behind a checkpoint, without reading the rest of it."""
+    return int(read_without_tensors(file)["global_step"])
 
 
 def load_backbone_weights(backbone: Backbone, file: Path) -> None:
@@ -212,7 +205,11 @@ def load_backbone_weights(backbone: Backbone, file: Path) -> None:
     Raises:
         ValueError: a damaged file; missing, extra or differently shaped weights.
     """
-    saved = read_checkpoint(file)["state_dict"]
+    _copy_weights(backbone, read(file), file)
+
+
+def _copy_weights(backbone: Backbone, content: dict[str, Any], file: Path) -> None:
+    saved = content["state_dict"]
     weights = {key.removeprefix(BACKBONE): value for key, value in saved.items() if key.startswith(BACKBONE)}
     own, expected = backbone.state_dict(), backbone.weights_to_save()
     for kind, keys in (("lacks", expected - weights.keys()), ("has an unexpected", weights.keys() - own.keys())):

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from dlmkit.backbones.hf.loading import shards_of
 from dlmkit.checkpoints.folder import check_free, write_folder
 from dlmkit.config import compose
 from dlmkit.data.tokenizers.huggingface import HuggingFace
@@ -136,8 +137,7 @@ def read_weights(place: Path) -> dict[str, Tensor]:
         ValueError: no such files, a damaged one, or an index that names a file that is not there.
     """
     for index in place.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        absent = sorted(shard for shard in shards if not (place / shard).is_file())
+        absent = [shard for shard in shards_of(index) if not (place / shard).is_file()]
         if absent:
             raise ValueError(f"{index} names {absent[0]}, which is not there: the download is not complete")
     files = sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
@@ -229,7 +229,7 @@ def _tokenizer(place: Path, scratch: Path, model_type: str, mask: int | str) -> 
     content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     settings.write_text(json.dumps({**content, "tokenizer_class": TOKENIZER_CLASSES[model_type]}), encoding="utf-8")
     try:
-        AutoTokenizer.from_pretrained(scratch)
+        AutoTokenizer.from_pretrained(scratch, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{place} holds no tokenizer that transformers reads: download all of its files") from error
     tokenizer = HuggingFace(str(scratch), mask=mask)

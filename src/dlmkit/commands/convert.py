@@ -13,7 +13,7 @@ from dlmkit.config import register_resolvers
 def export_main(options: argparse.Namespace) -> None:
     """Export and print the folder."""
     register_resolvers()
-    export(options.checkpoint, options.folder)
+    export(options.checkpoint, options.folder, options.trust)
     sys.stdout.write(f'{options.folder}\ntransformers: AutoModelForCausalLM.from_pretrained("{options.folder}")\n')
 
 

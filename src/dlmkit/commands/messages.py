@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from dlmkit.checkpoints.verify import newest_whole
+from dlmkit.files import DISK_FULL
 from dlmkit.runs import ParentRun, RunSummary
 
 if TYPE_CHECKING:
@@ -31,6 +34,20 @@ def announce(console: Console, run_dir: Path, config: DictConfig, num_params: in
         f"[bold]{escape(str(run_dir))}[/bold]: {num_params:,} parameters, {config.num_steps:,} steps of"
         f" {config.batch.size * config.length:,} tokens{start}"
     )
+
+
+def whole_checkpoint(console: Console, newest: Path | None) -> Path | None:
+    """Return `newest`, or the newest checkpoint beside it that is whole, and print which ones are damaged.
+
+    Raises:
+        ValueError: none is whole, or a pickle is among them.
+    """
+    if newest is None:
+        return None
+    file, damaged = newest_whole(list(newest.parent.glob("*.ckpt")))
+    for line in damaged:
+        console.print(f"{escape(line)}: continuing from {escape(str(file))}")
+    return file
 
 
 def conclude(console: Console, summary: RunSummary, seconds: float) -> None:
@@ -55,7 +72,15 @@ def silence_libraries(progress: bool) -> None:
 
     if not progress:
         transformers_logging.disable_progress_bar()
+    threading.excepthook = _thread_failed
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
+    """Say nothing of a full disk in a thread: TensorBoard raises its writer's error again where the run sees it."""
+    error = arguments.exc_value
+    if not (isinstance(error, OSError) and error.errno in DISK_FULL):
+        threading.__excepthook__(arguments)

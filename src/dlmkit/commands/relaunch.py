@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,13 @@ def relaunch_as(arguments: list[str]) -> Iterator[None]:
             else:
                 os.environ[name] = value
         _leave_group()
+
+
+def quoted(text: str) -> str:
+    """Return a text as one value of Hydra's override grammar, whatever stands in it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)  # a quote needs a backslash, and those before it count double
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{trailing * chr(92)}'"
 
 
 def _leave_group() -> None:

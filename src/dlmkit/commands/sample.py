@@ -22,7 +22,7 @@ def main(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a model without text, a sampler that does not fit it, a request that cannot be met.
     """
-    model = load(options.checkpoint)
+    model = load(options.checkpoint, options.trust)
     settings = {key: getattr(options, key) for key in SETTINGS if getattr(options, key) is not None}
     sampler = model.choose_sampler(options.sampler, **settings)
     requests = model.make_requests(options.prompt, options.infill, options.num_samples, options.length)

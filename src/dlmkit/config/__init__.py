@@ -14,11 +14,13 @@ from dlmkit.config.composition import (
 )
 from dlmkit.config.errors import explain
 from dlmkit.config.overrides import check_overrides
+from dlmkit.config.values import check_values
 from dlmkit.text_hints import nearest
 
 __all__ = [
     "LONGEST_NAME",
     "check_overrides",
+    "check_values",
     "choices_of",
     "compose",
     "conf_dir",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import yaml
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -26,6 +27,8 @@ from dlmkit.text_hints import nearest
 CHOICE_IS_NO_TEXT = "Config group override must be a string"
 SEVERAL_VALUES = "Ambiguous value for argument"
 KEY_IS_UNKNOWN = "is not in struct"
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
+CPU_OUT_OF_MEMORY = "can't allocate memory"
 PART_OF_ERROR = "full_key: "
 UNKNOWN_KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
 
@@ -41,9 +44,42 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
     """
     chain = list(_causes(error))
     values = [one for one in chain if isinstance(one, ValueError) and not _is_hydras(one)]
-    line = str(values[0]) if values else _explain_hydra(chain, overrides)
+    line = str(values[0]) if values else _explain_file(chain) or _explain_memory(chain)
+    line = line or _explain_hydra(chain, overrides) or _explain_choice(error, overrides)
     notes = [note for cause in chain for note in getattr(cause, "__notes__", ())]
     return None if line is None else _one_line("; ".join([line, *dict.fromkeys(notes)]))
+
+
+def _explain_file(chain: list[BaseException]) -> str | None:
+    """Return one line for a file that cannot be read or written, or ``None``."""
+    for one in chain:
+        if isinstance(one, OSError) and one.filename is not None and one.strerror is not None:
+            return f"{str(one.filename)!r} cannot be used ({one.strerror}): check that path and its permissions"
+    return None
+
+
+def _explain_memory(chain: list[BaseException]) -> str | None:
+    """Return one line for memory that does not suffice, of a GPU or of the machine, or ``None``."""
+    for one in chain:
+        if type(one).__name__ in OUT_OF_MEMORY or CPU_OUT_OF_MEMORY in str(one):
+            return (
+                f"out of memory ({str(one).partition('. ')[0] or 'of the machine'}): lower batch.size, raise"
+                " batch.accumulate, or take a smaller backbone"
+            )
+    return None
+
+
+def _explain_choice(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """Return one line for a choice that is no name, such as callbacks=[1], of which Hydra makes a TypeError."""
+    if not isinstance(error, (TypeError, AttributeError)):
+        return None
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        if is_group(group) and value.startswith(("[", "{")):
+            names = yaml.safe_load(value)  # a list that Hydra has parsed, which YAML reads too
+            if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
+                return f"{override} names no choice: choose one of {', '.join(choices_of(group))}"
+    return None
 
 
 def _is_hydras(cause: BaseException) -> bool:

@@ -8,12 +8,16 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dlmkit.config.composition import compose_groups, is_group
+from dlmkit.config.composition import choices_of, compose_groups, is_group
 from dlmkit.nested import flatten
+from dlmkit.ranges import shown
 from dlmkit.renames import renamed_key
 from dlmkit.text_hints import nearest
 
-OWN_SECTIONS = ("batch", "budget", "validation")  # read by the kit key by key; other sections are a constructor's
+OWN_SECTIONS = ("batch", "budget", "non_finite", "validation")
+"""Sections that the kit reads key by key; others are a constructor's."""
+
+SECTIONS = (*OWN_SECTIONS, "trainer", "vocab", "callbacks", "logger")
 
 
 def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -27,6 +31,11 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
         ValueError: the first override that is refused.
     """
     defaults = compose_groups(overrides)
+    for name in SECTIONS:
+        if not isinstance(value := OmegaConf.select(config, name), DictConfig):
+            raise ValueError(
+                f"{name} {shown(value)} is not a section: set keys of it, as in {_example(defaults, name)}"
+            )
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if is_group(key) or override.is_delete() or key == "init_from":  # which is a path or a section
@@ -39,7 +48,7 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
         value = OmegaConf.select(config, key)
         problem = _misfit(key, value, default)
         if problem is not None:
-            raise ValueError(f"{key} {value!r} is not {problem}")
+            raise ValueError(f"{key} {shown(value)} is not {problem}")
 
 
 def _misfit(key: str, value: Any, default: Any) -> str | None:
@@ -65,6 +74,12 @@ def _misfit(key: str, value: Any, default: Any) -> str | None:
     return None
 
 
+def _example(defaults: DictConfig, section: str) -> str:
+    """Return how a key of a section is set."""
+    names = [str(name) for name in defaults[section]]
+    return f"{section}.{names[0]}=VALUE" if names else f"{section}=[NAME]"
+
+
 def unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Return one line for a key that the configuration does not have: its new name, or what stands beside it."""
     if (line := renamed_key(key)) is not None:
@@ -77,6 +92,8 @@ def unknown_key(key: str, overrides: Sequence[str]) -> str:
     parent, _, own = key.rpartition(".")
     while parent and parent not in known:
         parent = parent.rpartition(".")[0]
+    if parent in ("callbacks", "logger") and own in choices_of(parent):
+        return f"{key} is not set, since {own} is not among the {parent}: add it to the list, as in {parent}=[{own}]"
     siblings = sorted({name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent})
     if not siblings:
         return f"{key} is no key of the configuration: {parent} is one value, set it with {parent}=VALUE"

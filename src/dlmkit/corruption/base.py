@@ -34,8 +34,8 @@ class Corruption(Part, ABC):
     """C, noisy copies of each sequence that a training step reads; the loss is their mean."""
 
     independent: bool = True
-    """Whether tokens are noised independently of each other given t. Otherwise only the mean over t is right, of an
-    objective that divides by `Noised.noise_rate`."""
+    """Whether tokens are noised independently of each other given t. Otherwise only an objective that divides by
+    `Noised.noise_rate` is right, and it only in the mean over t."""
 
     def times(self, process: ForwardProcess, draw: TimeDraw) -> TimeDraw:
         """Return times and weights [C, ...] of the C copies, given one draw [...] for each sequence or block.
@@ -48,7 +48,10 @@ class Corruption(Part, ABC):
     def corrupt(
         self, process: ForwardProcess, x_0: Tensor, t: Tensor, scored: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Draw the C copies of each sequence jointly, int64 [C, B, L].
+        """Draw the C copies of each row jointly, int64 [C, B, L].
+
+        `draw` calls this for one sequence at a time: the rows are its blocks where these have times of their own, else
+        there is one row.
 
         Args:
             process: the noise.
@@ -59,7 +62,13 @@ class Corruption(Part, ABC):
         """
 
     def noise_rate(self, process: ForwardProcess, t: Tensor, scored: Tensor) -> Tensor | None:
-        """Return the rate [B] at which scored tokens are noised at t [B]; ``None`` for the process's 1 - alpha(t)."""
+        """Return the rate at which scored tokens are noised, float64 [M]; ``None`` for the process's 1 - alpha(t).
+
+        Args:
+            process: the noise.
+            t: float64 [M], times of the rows: C * B sequences, or their C * B * K blocks.
+            scored: bool [M, l], the loss mask of the rows.
+        """
         return None
 
     def draw(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from dlmkit.corruption.base import Corruption
 from dlmkit.processes.absorbing import Absorbing
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Range, checked
 from dlmkit.types import TimeDraw
 
 
@@ -19,13 +22,13 @@ class Complementary(Corruption):
     of the two. Sources: arXiv 2505.16839 (LaViDa, complementary masking); arXiv 2511.18159 (MIRROR, negatively
     correlated masks against the variance that masks make).
 
-    The ends. Mask rates reach 1 - alpha_1 alone, so that a t with alpha_t < 1 - alpha_0 or 1 - alpha_t < alpha_1 has no
-    t'. And at mask rate s a masked token has weight 1 / s: a time sampler that leaves out t < eps bounds that, but the
-    complement of a t near 1 would be near 0 again. Therefore a t for which either rate would be below s_min =
-    max(min_share, alpha_1, 1 - alpha_0) is not paired: both copies are at t, with their weight unchanged, and masks
-    from u and from 1 - u for one uniform draw u per token. Paired times are mapped onto themselves and the others stay,
-    so that each copy alone integrates over [0, 1] exactly. Over a sampler's [eps, 1] it does so if s_min is at least
-    1 - alpha_eps; otherwise the second copy leaves out as much near 1 instead of 0.
+    Not every t is paired. Mask rates lie in [1 - alpha_0, 1 - alpha_1], so that a t with alpha_t < 1 - alpha_0 or
+    1 - alpha_t < alpha_1 has no t'. A masked token has weight 1 / (mask rate): a time sampler that leaves out t < eps
+    bounds that, but the complement of a t near 1 would be near 0 again. Therefore a t for which either rate would be
+    below s_min = max(min_share, alpha_1, 1 - alpha_0) is not paired: both copies are at t, with their weight unchanged,
+    and masks from u and from 1 - u for one uniform draw u per token. Paired times are mapped onto themselves and the
+    others stay, so that each copy alone integrates over [0, 1] exactly. Over a sampler's [eps, 1] it does if s_min is
+    at least 1 - alpha_eps; otherwise the second copy leaves out as much near 1 instead of 0.
 
     The first copy is distributed as independent noise.
 
@@ -39,9 +42,10 @@ class Complementary(Corruption):
     requires = Absorbing
     num_copies = 2
 
-    def __init__(self, min_share: float) -> None:
-        if not 0.0 < min_share < 0.5:
-            raise ValueError(f"min_share {min_share} is outside (0, 0.5): it is the least share of masks, try 2e-3")
+    @checked
+    def __init__(
+        self, min_share: Annotated[float, Range("(0, 0.5)", "it is the least share of masks, try 2e-3")]
+    ) -> None:
         self.min_share = min_share
 
     def times(self, process: ForwardProcess, draw: TimeDraw) -> TimeDraw:

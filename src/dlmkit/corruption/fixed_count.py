@@ -13,8 +13,8 @@ from dlmkit.processes.base import ForwardProcess
 class FixedCount(Corruption):
     """Exactly l of a sequence's n scored tokens are masked, every set of l alike, with l uniform over 1 .. n.
 
-    For t with the relative mask rate a = (1 - alpha_t) / (1 - alpha_1), l = ceil(n a); the masked bound divides by the
-    share l / n that is masked in fact, in place of the probability. Its mean over t is
+    For t with the relative mask rate a = (1 - alpha_t) / (1 - alpha_1), l = ceil(n a); the masked bound divides by
+    `noise_rate`, l / n * (1 - alpha_1), in place of the probability 1 - alpha_t. Its mean over t is
 
         mean over l in 1 .. n, over sets of l, of n / l * sum over masked i of -log p(x_0^i | x_t),
 

@@ -23,14 +23,19 @@ def find_files(files: str | Iterable[str]) -> list[Path]:
         ValueError: no pattern, one that matches no file, or an empty file.
     """
     patterns = [files] if isinstance(files, str) else list(files)
-    if not patterns:
+    if not any(patterns):
         raise ValueError("files is empty: name at least one file or glob pattern")
     return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
 
 
 def _expand(pattern: str) -> list[Path]:
-    found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-    paths = [path for path in map(Path, found) if path.is_file()]
+    found = list(map(Path, sorted(glob.glob(os.path.expanduser(pattern), recursive=True))))
+    for path in found:
+        if not path.exists():
+            raise ValueError(
+                f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist: mend it, or leave it out"
+            )
+    paths = [path for path in found if path.is_file()]
     if not paths:
         raise ValueError(f"no file matches {pattern!r}: {nearest(pattern)}")
     for path in paths:
@@ -79,19 +84,59 @@ def cache_root(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dlmkit"
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def writable(folder: Path) -> Path:
+    """Return a folder of the cache, made where it is missing.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{uuid.uuid4().hex}"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"the cache {str(folder)!r} cannot be written ({error.strerror}): set data.cache_dir or DLMKIT_CACHE to a"
+            " folder that can be written"
+        ) from error
+    return folder
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], damaged: int | None = None) -> None:
     """Call `fill` on a temporary folder, then rename that to `folder`.
 
     A crash leaves nothing under `folder`; of two processes that race, the first one's folder stays.
+
+    Args:
+        folder: what is made.
+        fill: writes into a folder.
+        damaged: the inode of a damaged folder of that name, which is replaced; ``None`` where there is none. What
+            another process has put in its place meanwhile stays.
+
+    Raises:
+        ValueError: the folder above cannot be written to.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    draft = writable(folder.parent) / f".{folder.name}-{uuid.uuid4().hex}"
     draft.mkdir()
     try:
         fill(draft)
+        if damaged is not None:
+            _move_aside(folder, damaged)
         _move(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _move_aside(folder: Path, inode: int) -> None:
+    """Remove a folder in one step, if it is still the one with that inode."""
+    try:
+        if folder.stat().st_ino == inode:
+            aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+            folder.rename(aside)
+            shutil.rmtree(aside)
+    except FileNotFoundError:  # another process was first
+        return
 
 
 def _move(draft: Path, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from dlmkit.data.sequences import PADDING
-
-_WORKERS_PER_CORE = 8  # more processes than this only wait for each other
+from dlmkit.ranges import Count, Seed, Workers, check_fields
 
 
 @dataclass(frozen=True)
@@ -28,27 +26,17 @@ class BatchPlan:
             map.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: `seed` or `num_workers` below 0, `num_workers` above 8 per core, another number below 1.
     """
 
-    micro_batch_size: int
-    accumulate: int
-    num_steps: int
-    seed: int = 0
-    num_workers: int = 0
+    micro_batch_size: Count
+    accumulate: Count
+    num_steps: Count
+    seed: Seed = 0
+    num_workers: Workers = 0
 
     def __post_init__(self) -> None:
-        least = {"micro_batch_size": 1, "accumulate": 1, "num_steps": 1, "seed": 0, "num_workers": 0}
-        for name, lowest in least.items():
-            if (value := getattr(self, name)) < lowest:
-                raise ValueError(f"{name} = {value} must be at least {lowest}: set {name} to {lowest} or more")
-        cores = os.cpu_count() or 1
-        most = _WORKERS_PER_CORE * cores
-        if self.num_workers > most:
-            raise ValueError(
-                f"num_workers = {self.num_workers} must be at most {most}, {_WORKERS_PER_CORE} for each of this"
-                f" machine's {cores} cores: set num_workers to {most} or less; 0 is usually fast enough"
-            )
+        check_fields(self)
 
 
 class TrainOrder(Sampler[list[int]]):
@@ -88,7 +76,7 @@ class TrainOrder(Sampler[list[int]]):
                 yield self.indices(step, micro_step)
 
     def indices(self, step: int, micro_step: int) -> list[int]:
-        """Return the sequences of one micro-batch."""
+        """Return the indices of the sequences of one micro-batch on this rank, in [0, num_sequences)."""
         micro_batch_size, accumulate = self._plan.micro_batch_size, self._plan.accumulate
         entries = np.arange(micro_batch_size)
         global_batch_size = micro_batch_size * accumulate * self._world_size

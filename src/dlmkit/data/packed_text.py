@@ -35,10 +35,13 @@ class PackedText:
         self._split = split
         self._length = length
         self._cache = cache
+        self._is_packed = False
 
     def pack(self) -> None:
-        """Tokenize and pack the documents, unless the cache has them."""
-        pack(self._source, self._tokenizer, self._split, self._length, self.folder)
+        """Tokenize and pack the documents, unless the cache has them undamaged, which is checked once."""
+        if not self._is_packed:
+            pack(self._source, self._tokenizer, self._split, self._length, self.folder)
+            self._is_packed = True
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +23,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dlmkit.data.checksums import FILE as CHECKSUMS
+from dlmkit.data.checksums import damage_in, write_checksums
 from dlmkit.data.files import digest, write_folder
-from dlmkit.data.sequences import sequence_schema
+from dlmkit.data.sequences import ArrowSequences, sequence_schema
 from dlmkit.data.sources.base import Source
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.notices import notice
+from dlmkit.ranges import Range, check_fields
 
 PACKING_VERSION = 1  # raise whenever the stored sequences change
 SIDES = ("train", "val")
@@ -32,6 +38,10 @@ _BATCH_CHARACTERS = 2**20  # text given to the tokenizer at once
 _TOKENS_PER_WRITE = 2**20
 # key in statistics.json, as in existing caches -> attribute of Statistics
 _ATTRIBUTES = {"documents": "documents", "blocks": "sequences", "tokens": "tokens", "bytes": "bytes"}
+
+
+ValFraction = Annotated[float, Range("(0, 1]", "it is the share of documents for validation, for example 0.05")]
+SplitSeed = Annotated[int, Range(f"[{-(2**63)}, {2**63 - 1}]", "give a whole number, such as 0")]
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,11 @@ class Split:
         seed: of the choice.
     """
 
-    val_fraction: float
-    seed: int
+    val_fraction: ValFraction
+    seed: SplitSeed
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_fraction <= 1:
-            raise ValueError(f"val_fraction = {self.val_fraction} must be above 0 and at most 1, for example 0.05")
+        check_fields(self)
 
     def side(self, text: str) -> str:
         """Return ``train`` or ``val``, the same at every call and on every machine."""
@@ -58,7 +67,7 @@ class Split:
 
     def train_documents(self, source: Source) -> Iterator[str]:
         """Yield the training documents, to which a tokenizer may be fitted."""
-        return (text for text in source.documents() if self.side(text) == "train")
+        return (text for text in source.unchanged_documents() if self.side(text) == "train")
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,35 @@ class Statistics:
 
 
 def pack(source: Source, tokenizer: Tokenizer, split: Split, length: int, folder: Path) -> None:
-    """Tokenize and pack both sides into `folder`, unless it exists."""
-    if not folder.is_dir():
-        write_folder(folder, lambda draft: _pack_into(draft, source, tokenizer, split, length))
+    """Tokenize and pack both sides into `folder`, unless it exists undamaged.
+
+    Raises:
+        ValueError: the folder cannot be written to, the corpus changes while it is read, or a side has no sequence.
+    """
+    inode = folder.stat().st_ino if folder.is_dir() else None
+    damage = None if inode is None else _damage_in(folder)
+    if inode is not None and damage is None:
+        return
+    if damage is not None:
+        notice(f"{damage}: the cache {folder} is rebuilt")
+    write_folder(folder, lambda draft: _pack_into(draft, source, tokenizer, split, length), inode)
+
+
+def _damage_in(folder: Path) -> str | None:
+    """Return what is wrong with a packed folder, or ``None``; one of an earlier version gets checksums."""
+    if (folder / CHECKSUMS).is_file():
+        return damage_in(folder)
+    try:
+        expected = read_statistics(folder)
+        found = {side: len(ArrowSequences(folder / f"{side}.arrow")) for side in SIDES}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{folder.name} cannot be read ({type(error).__name__})"
+    for side in SIDES:
+        if found[side] != expected[side].sequences:
+            return f"{side}.arrow has {found[side]} sequences instead of {expected[side].sequences}"
+    if os.access(folder, os.W_OK):
+        write_checksums(folder)
+    return None
 
 
 def cache_name(source: Source, tokenizer: Tokenizer, split: Split, length: int) -> str:
@@ -97,15 +132,21 @@ def read_statistics(folder: Path) -> dict[str, Statistics]:
 
 def _pack_into(draft: Path, source: Source, tokenizer: Tokenizer, split: Split, length: int) -> None:
     packers = {side: Packer(draft / f"{side}.arrow", length, tokenizer) for side in SIDES}
-    for texts in _batches(_with_progress(filter(str.strip, source.documents()), source)):
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+    empty = 0
+    for texts in _batches(_with_progress(source.unchanged_documents(), source)):
+        kept = [text for text in texts if text.strip()]
+        empty += len(texts) - len(kept)
+        for text, ids in zip(kept, tokenizer.encode_batch(kept), strict=True):
             packers[split.side(text)].add(ids, len(text.encode()))
+    if empty:
+        notice(f"{empty:,} documents without text are left out")
     statistics = {side: packer.finish() for side, packer in packers.items()}
-    _check_lengths(statistics, length, split)
+    _check_lengths(statistics, length, split, source)
     content = {
         side: {key: getattr(numbers, name) for key, name in _ATTRIBUTES.items()} for side, numbers in statistics.items()
     }
     (draft / "statistics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_checksums(draft)
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -131,7 +172,9 @@ def _with_progress(documents: Iterable[str], source: Source) -> Iterator[str]:
         yield from progress.track(documents, total=source.num_documents())
 
 
-def _check_lengths(statistics: dict[str, Statistics], length: int, split: Split) -> None:
+def _check_lengths(statistics: dict[str, Statistics], length: int, split: Split, source: Source) -> None:
+    if sum(numbers.documents for numbers in statistics.values()) == 1 and source.single_document_remedy is not None:
+        raise ValueError(f"all text is one document, and one side has none: {source.single_document_remedy}")
     remedies = {
         "train": "use a smaller length or more text",
         "val": f"use a larger val_fraction (now {split.val_fraction}), a smaller length, or more documents",

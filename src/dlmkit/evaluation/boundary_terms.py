@@ -50,9 +50,9 @@ def prior(objective: Objective[Any], prediction: Prediction, noised: Noised, pro
     """Return KL(q(x_1 | x_0) || p(x_1)) per token, float64 [B, L]; `noised` holds a prior sample as x_t, at t = 1.
 
     p(x_1) is the distribution that generation starts from, its tokens independent. A sample of pure absorbing noise has
-    no clean tokens, while q(x_1 | x_0) has a share alpha(1) of them, and the divergence would be infinite. There
-    generation is taken to begin before t = 1, with the step from pure noise to t = 1 that the network's prediction
-    makes: alpha(1) times -log p(x_0 | all masked).
+    no clean tokens, while q(x_1 | x_0) has a share alpha(1) of them, and the divergence would be infinite. So
+    under absorbing noise one more reverse step is added at the start of generation: from pure noise to x_1, with the
+    network's prediction for x_0. The term is then alpha(1) times -log p(x_0 | all masked).
     """
     prediction, rows = fold_blocks(prediction, noised)
 

@@ -60,13 +60,12 @@ class LikelihoodMetric(Metric):
         # Not in place: a validation outside of training runs in inference mode, whose tensors training may not change.
         self.sums = self.sums + torch.stack(rows).sum(-1).to(self.sums.device)
 
-    @property
-    def num_sequences(self) -> int:
-        """Sequences added on this rank since the last reset."""
-        return int(self.sums[0])
-
     def compute(self) -> Likelihood:
-        """Return the estimate; the standard error is infinite for fewer than two sequences."""
+        """Return the estimate over all ranks; the standard error is infinite for fewer than two sequences.
+
+        Raises:
+            ValueError: no token was scored.
+        """
         n, y, yy, x, xx, xy, reconstruction, prior = self.sums.tolist()
         if x == 0:
             raise ValueError("no validation token was scored: the validation set is empty, raise data.val_fraction")

@@ -1,4 +1,4 @@
-"""The times and the noise at which held-out sequences are scored: the same for every model."""
+"""The times and the noise at which held-out sequences are evaluated: the same for every model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def time_grid(indices: Tensor, num_times: int) -> TimeDraw:
     """Return the times at which validation sequences are scored, with weights, float64 [T, B].
 
     With v_k = (k + 1 - u_i) / T for k = 0 .. T - 1, sequence i is scored at t = v_k^2 with weight dt/dv = 2 v_k;
-    u_i = frac(i * golden ratio) is an offset that depends on the sequence's index alone. So every model is scored at
-    the same times on the same tokens (common random numbers), each sequence covers the whole range, and over sequences
-    the estimate of the integral has no grid bias.
+    u_i = frac((i + 1/2) / golden ratio) is an offset that depends on the sequence's index alone. The mean over k of
+    weight * f(t) estimates the integral of f over [0, 1]. So every model is evaluated at the same times on the same
+    tokens (common random numbers), each sequence covers the whole range, and over sequences the estimate has no grid
+    bias.
 
     The square is for the variance: at small t few tokens are masked and each has weight 1 / t, so that the second
     moment of a uniform draw diverges like the integral of 1 / t. Among t = v^p it is smallest for p = 2.

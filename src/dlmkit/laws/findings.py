@@ -29,7 +29,7 @@ class Finding:
         part: which part was looked at, such as "schedule=linear"; "" until the caller names it.
         measured: the number, in the unit that `law` implies (nats, probability, p-value, count of mistakes).
         tolerance: its limit.
-        passed: whether the limit is kept; NaN never keeps it.
+        passed: whether the limit is kept; NaN does not keep it. True where the law does not apply.
         meaning: what the failure means, one line; "" when it passed. Where the law does not apply, why.
         at_least: whether the limit is a lower one (p-values).
         applies: whether the law applies to the part at all; otherwise nothing was measured.
@@ -46,7 +46,10 @@ class Finding:
 
     @property
     def severity(self) -> float:
-        """How near to failing (1 is the limit), for picking the worst of several findings."""
+        """Measured over tolerance (its inverse for a lower limit): above 1 it fails; infinite for NaN.
+
+        It picks the worst of several findings that apply.
+        """
         if self.measured != self.measured:
             return float("inf")
         high, low = (self.tolerance, self.measured) if self.at_least else (self.measured, self.tolerance)
@@ -79,7 +82,7 @@ def _explained(passed: bool, meaning: Meaning) -> str:
 
 
 def worst_at(error: Tensor, t: Tensor) -> tuple[float, float]:
-    """Return (the largest entry of error [K, ...], the t [K] where it is); NaN counts as infinite."""
+    """Return (the largest entry of error [T, ...], the t [T] where it is); NaN counts as infinite."""
     error = error.detach().double().nan_to_num(nan=float("inf"), posinf=float("inf"))
     by_time = error.reshape(len(t), -1).amax(-1)
     place = int(by_time.argmax())

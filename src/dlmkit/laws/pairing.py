@@ -42,14 +42,14 @@ INTERFACES: dict[str, type] = {
 """The groups that have laws, and the class that their parts derive from."""
 
 LARGE = 20_000_000
-"""Parameters from which on a backbone is checked only when it is named."""
+"""A backbone with more parameters than this is checked only when it is named."""
 
 
 @dataclass(frozen=True)
 class Toy:
     """The vocabulary that parts are built for, small enough to enumerate.
 
-    The mask is neither the first nor the last id, so that an id mistaken for a rank is noticed.
+    The mask is neither the first nor the last id, so that an id mistaken for an index among the data tokens is noticed.
     """
 
     vocab_size: int = 4
@@ -121,10 +121,14 @@ class Job:
 
 
 def plan(candidates: Candidates, named: set[str]) -> list[Job]:
-    """Return the laws of every combination that involves a named group (all, when none was named).
+    """Return a job for each law and each combination of candidates that involves a named group.
+
+    Args:
+        candidates: of every group; of a named group those that the user named.
+        named: the groups that the user named parts of; all combinations where it is empty.
 
     Raises:
-        ValueError: a part that was named fits none of the parts that it may be paired with.
+        ValueError: a candidate of a named group fits none of the parts that it may be paired with.
     """
     kinds = (
         schedule_jobs, process_jobs, corruption_jobs, objective_jobs, t_sampler_jobs, sampler_jobs, backbone_jobs
@@ -183,13 +187,13 @@ def _trains(objective: Objective[Any], sampler: Sampler[Any], process: ForwardPr
 
 
 def schedule_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield schedules alone."""
+    """Yield the jobs of schedules, each alone."""
     for part in candidates["schedule"]:
         yield from _jobs(named, schedules.LAWS, [part], part.build())
 
 
 def process_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield processes under every schedule, with a mask token and, where they allow that, without."""
+    """Yield the jobs of processes under every schedule, with a mask token and, where they allow that, without."""
     for part, *others in with_schedules(candidates, "process"):
         laws = [*processes.LAWS, samplers.law_reverse_chain]
         yield from _jobs(named, laws, [part, *others], part.build(*others))
@@ -201,14 +205,14 @@ def process_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
 
 
 def corruption_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield corruptions under every process and schedule that they are for."""
+    """Yield the jobs of corruptions under every process and schedule that they are for."""
     for part, noise, *others in corruption_cases(candidates):
         arguments = part.build(noise, *others), noise.build(*others)
         yield from _jobs(named, corruption.LAWS, [part, noise, *others], *arguments)
 
 
 def objective_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield objectives under every process and schedule that they hold for."""
+    """Yield the jobs of objectives under every process and schedule that they hold for."""
     laws = [*objectives.LAWS, *boundary_terms.LAWS, *discrete_time.LAWS]
     for part, noise, *others in objective_cases(candidates):
         arguments = part.build(noise, *others), noise.build(*others)
@@ -216,13 +220,13 @@ def objective_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
 
 
 def t_sampler_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield time samplers, under every schedule if they take one."""
+    """Yield the jobs of time samplers, under every schedule if they take one."""
     for part, *others in with_schedules(candidates, "t_sampler"):
         yield from _jobs(named, t_samplers.LAWS, [part, *others], part.build(*others))
 
 
 def sampler_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield samplers with every process that they are for, under one schedule unless schedules were named."""
+    """Yield the jobs of samplers with every process they are for, under one schedule unless schedules were named."""
     linear = [part for part in candidates["schedule"] if part.name == "linear"]
     few = candidates["schedule"] if "schedule" in named else linear or candidates["schedule"][:1]
     for part, noise, *others in sampler_cases({**candidates, "schedule": few}):
@@ -235,7 +239,7 @@ def sampler_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
 
 
 def backbone_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
-    """Yield backbones with random weights, bidirectional and causal; large ones only when named."""
+    """Yield the jobs of backbones with random weights, bidirectional and causal; of large ones only when named."""
     if named and "backbone" not in named:
         return
     for part in candidates["backbone"]:

@@ -1,6 +1,6 @@
 """A source small enough to enumerate, its exact predictor, and every noisy version of it.
 
-Shapes: K times, N tokens other than the mask, V = N + mask, L length, S = V^L (or fewer) sequences. All in float64.
+Shapes: T times, V vocabulary with the mask, L length, S <= V^L sequences. All in float64.
 Time: t = 0 is data, t = 1 is noise.
 """
 
@@ -58,13 +58,13 @@ class Source:
         return float(-(self.probs * self.probs.log()).sum())
 
     def given(self, prefix: Tensor, end: int) -> Source:
-        """The distribution of the tokens from the prefix's end [M] to `end`, given the prefix."""
+        """The distribution of tokens P .. end - 1, given the first P tokens `prefix`, int64 [P]."""
         joint = self.joint[tuple(prefix)]
         joint = joint.sum(list(range(end - len(prefix), joint.ndim))) if end < self.length else joint
         return Source(joint / joint.sum())
 
     def marginal(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        """The distribution of x_t at t [K], [K] + [V] * L."""
+        """The distribution of x_t at t [T], [T] + [V] * L."""
         kernels = channel(process, t)
         return self._through(kernels, list(range(self.length)))
 

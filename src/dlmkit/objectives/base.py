@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Range
 from dlmkit.types import Noised, Prediction, TokenLoss
+
+MaxWeight = Annotated[float, Range("(0, 1e6]", "no token would have a loss below, try 10")] | None
 
 P = TypeVar("P", bound=ForwardProcess)
 
@@ -19,8 +22,9 @@ class Objective(Part, ABC, Generic[P]):
     The type parameter is the class of processes that the formula holds for. What an objective needs of the rest of a
     run it declares in the attributes below; :mod:`dlmkit.compatibility` reads them.
 
-    Laws (dlmkit.laws.objectives): with the exact predictor the integral of nll over t is -log p(x) for each x;
-    any other predictor has a larger mean; closed forms equal the generic `elbo`.
+    Laws (dlmkit.laws.objectives), for nll at weight 1: with the exact predictor its integral over t, plus the prior
+    term, is -log p(x) for each x; any other predictor has a larger mean; closed forms equal `objective=elbo`.
+    An objective other than an exact one multiplies loss and nll by `Noised.weight`.
     """
 
     group = "objective"
@@ -61,7 +65,8 @@ def check_weighting(weighting: str, choices: tuple[str, ...], max_weight: float 
     """Refuse a weighting of the training loss that is unknown, or whose clip `max_weight` does not go with it.
 
     Raises:
-        ValueError: not one of `choices`; "clipped" without a positive `max_weight`, or another one with it.
+        ValueError: `weighting` is not one of `choices`; "clipped" without a finite `max_weight` > 0; another weighting
+            with a `max_weight`.
     """
     if weighting not in choices:
         raise ValueError(f"weighting {weighting!r} is unknown: choose one of {', '.join(choices)}")
@@ -70,5 +75,3 @@ def check_weighting(weighting: str, choices: tuple[str, ...], max_weight: float 
             f"max_weight {max_weight} with weighting {weighting!r}: 'clipped' needs a max_weight, such as 10, and"
             " the others take none (null)"
         )
-    if max_weight is not None and not 0 < max_weight < float("inf"):
-        raise ValueError(f"max_weight {max_weight} is not a positive number: no token would have a loss, try 10")

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlmkit.objectives.base import Objective
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Tokens, checked
 from dlmkit.types import Noised, Prediction, TokenLoss
 
 
@@ -32,9 +33,8 @@ class BlockElbo(Objective[Any]):
 
     name = "block"
 
-    def __init__(self, block_size: int, within: Objective[Any]) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size {block_size} is below 1: give the tokens of a block, such as 16")
+    @checked
+    def __init__(self, block_size: Tokens, within: Objective[Any]) -> None:
         if within.exact or within.block_size is not None:
             raise ValueError(
                 f"within={within.name}: give a diffusion objective for the tokens of a block, such as masked"

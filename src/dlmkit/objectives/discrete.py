@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from dlmkit.objectives.base import Objective
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Range, checked
 from dlmkit.tensors import at_positions, scatter
 from dlmkit.types import Noised, Prediction, TokenLoss
 
@@ -33,9 +36,10 @@ class DiscreteTimeElbo(Objective[ForwardProcess]):
     noisy_positions_only = True
     num_steps: int
 
-    def __init__(self, num_steps: int) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps {num_steps} is below 1: give the number of steps T, such as 1000")
+    @checked
+    def __init__(
+        self, num_steps: Annotated[int, Range("[1, 1000000]", "give the number of steps T, such as 1000")]
+    ) -> None:
         self.num_steps = num_steps
 
     def __call__(self, prediction: Prediction, noised: Noised, process: ForwardProcess) -> TokenLoss:

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlmkit.objectives.base import Objective, check_weighting
+from dlmkit.objectives.base import MaxWeight, Objective, check_weighting
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.hybrid import Hybrid
+from dlmkit.ranges import checked
 from dlmkit.tensors import at_positions, scatter
 from dlmkit.types import Noised, Prediction, TokenLoss
 
@@ -45,7 +46,8 @@ class HybridElbo(Objective[Hybrid]):
     parameterization = X0LeaveOneOut()
     requires = Hybrid
 
-    def __init__(self, weighting: Weighting = "bound", max_weight: float | None = None) -> None:
+    @checked
+    def __init__(self, weighting: Weighting = "bound", max_weight: MaxWeight = None) -> None:
         check_weighting(weighting, WEIGHTINGS, max_weight)
         self.max_weight = max_weight
 

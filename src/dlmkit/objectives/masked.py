@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dlmkit.objectives.base import Objective, check_weighting
+from dlmkit.objectives.base import MaxWeight, Objective, check_weighting
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.absorbing import Absorbing
+from dlmkit.ranges import checked
 from dlmkit.tensors import at_positions, scatter
 from dlmkit.types import Noised, Prediction, TokenLoss
 
@@ -18,7 +19,9 @@ WEIGHTINGS = ("bound", "constant", "clipped")
 
 
 class MaskedElbo(Objective[Absorbing]):
-    """nll = -alpha'_t / (1 - alpha_t) * sum over masked i of -log p(x_0^i | x_t).
+    """nll of a masked token = -weight * alpha'_t / (1 - alpha_t) * -log p(x_0^i | x_t), with `Noised.weight`.
+
+    `Noised.noise_rate`, where there is one, takes the place of 1 - alpha_t.
 
     Source: arXiv 2406.07524 (MDLM), equation 10; arXiv 2410.17891, equations 6 and 7. The network runs its head at the
     masked positions only; clean tokens are carried over, and the mask is never predicted.
@@ -39,7 +42,8 @@ class MaskedElbo(Objective[Absorbing]):
     noisy_positions_only = True
     divides_by_noise_rate = True
 
-    def __init__(self, weighting: Weighting = "bound", max_weight: float | None = None) -> None:
+    @checked
+    def __init__(self, weighting: Weighting = "bound", max_weight: MaxWeight = None) -> None:
         check_weighting(weighting, WEIGHTINGS, max_weight)
         self.weighting = weighting
         self.max_weight = max_weight

@@ -24,7 +24,8 @@ class Parameterization(ABC):
     def log_x0(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
         """Return log x_theta [N, V], the normalised prediction of the clean token that reverse steps plug in.
 
-        It is the leave-one-out posterior p(x_0^i | x_t^{-i}), or, of a causal model, p(x^i | x^{<i}).
+        It is the leave-one-out posterior p(x_0^i | x_t^{-i}), or, of a causal model, p(x^i | x^{<i}). Where the process
+        leaves a token clean for sure (absorbing noise, not masked), it is certain of x_t instead.
 
         Args:
             logits: raw output, [N, V].
@@ -35,7 +36,10 @@ class Parameterization(ABC):
 
     @abstractmethod
     def from_log_x0(self, log_x0: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        """Return raw output [N, V] of which `log_x0` makes the given log x_theta [N, V]: its inverse."""
+        """Return the raw output [N, V] for log x_theta [N, V]: the inverse of the method `log_x0`.
+
+        `x_t` is int64 [N], `t` float64 [N].
+        """
 
     def log_marginal(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
         """Return the log of the predicted distribution of the noisy token, p_t(z^i | x_t^{-i}), [N, V].

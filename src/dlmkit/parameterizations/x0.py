@@ -15,13 +15,14 @@ class X0LeaveOneOut(Parameterization):
     """softmax(logits) = p(x_0^i | x_t^{-i}), which does not depend on the position's own noisy token.
 
     This is what plug-in reverse steps and closed-form bounds need (arXiv 2506.10892, equation 7, for uniform noise),
-    and what minimising them learns. Under noise that only masks, tokens that are not masked are clean and carried over.
+    and what a network trained on such a bound learns. Under noise that only masks, tokens that are not masked are clean
+    and carried over.
     """
 
     name = "x0_loo"
 
     def log_x0(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        """Return the log-softmax; where the process leaves tokens clean, those tokens."""
+        """Return the log-softmax; where x_t is clean for sure, probability 1 (log 0.0) on x_t and -inf elsewhere."""
         return carry_over(logits.log_softmax(-1), x_t, process)
 
     def from_log_x0(self, log_x0: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
@@ -43,14 +44,14 @@ class X0(Parameterization):
     name = "x0"
 
     def log_x0(self, logits: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        """Return the leave-one-out posterior: the likelihood of the own noisy token divided out."""
+        """Return the leave-one-out posterior: the output over the likelihood of the position's own noisy token."""
         posterior = logits.log_softmax(-1)
         if process.mask_only:
             return carry_over(posterior, x_t, process)
         return (posterior - _log_likelihood(x_t, t, process)).log_softmax(-1)
 
     def from_log_x0(self, log_x0: Tensor, x_t: Tensor, t: Tensor, process: ForwardProcess) -> Tensor:
-        """Return the posterior: Bayes with the likelihood of the own noisy token."""
+        """Return the posterior: Bayes with the likelihood of the position's own noisy token."""
         return log_x0 if process.mask_only else (log_x0 + _log_likelihood(x_t, t, process)).log_softmax(-1)
 
     def agrees_with(self, other: Parameterization, process: ForwardProcess) -> bool:

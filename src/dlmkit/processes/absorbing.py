@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmkit.processes.base import InterpolatingProcess, draw_noisy
+from dlmkit.processes.base import InterpolatingProcess, VocabSize, draw_noisy
+from dlmkit.ranges import checked
 from dlmkit.schedules.base import Schedule
 
 
@@ -27,7 +28,8 @@ class Absorbing(InterpolatingProcess):
     mask_only = True
     num_noise_tokens = 1
 
-    def __init__(self, schedule: Schedule, vocab_size: int, mask_id: int | None) -> None:
+    @checked
+    def __init__(self, schedule: Schedule, vocab_size: VocabSize, mask_id: int | None) -> None:
         if mask_id is None:
             raise ValueError("process=absorbing needs a mask token, mask_id is null: choose a tokenizer with a mask")
         super().__init__(schedule, vocab_size, mask_id)

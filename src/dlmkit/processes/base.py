@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dlmkit.parts import Part
+from dlmkit.ranges import Range, checked
 from dlmkit.schedules.base import Schedule
+
+VocabSize = Annotated[int, Range("[1, 2147483647]", "leave it to the tokenizer")]
 
 
 class Coefficients(NamedTuple):
@@ -72,7 +75,13 @@ class ForwardProcess(Part, ABC):
     has_noise: bool = True
     """Whether there is noise at all (the autoregressive baseline has none)."""
 
-    def __init__(self, vocab_size: int, mask_id: int | None) -> None:
+    @checked
+    def __init__(self, vocab_size: VocabSize, mask_id: int | None) -> None:
+        if mask_id is not None and not 0 <= mask_id < vocab_size:
+            raise ValueError(
+                f"process.mask_id {mask_id} is outside the vocabulary of {vocab_size} tokens: leave process.mask_id and"
+                " process.vocab_size to the tokenizer"
+            )
         self.vocab_size = vocab_size
         self.mask_id = mask_id
 
@@ -103,7 +112,7 @@ class ForwardProcess(Part, ABC):
         return alpha[:, None] * x0_probs + mass
 
     def transition(self, s: Tensor, t: Tensor) -> Transition:
-        """Return the step from s to t >= s, both [N]."""
+        """Return the step from s to t >= s, both float64 [N], with alpha(s) > 0 (otherwise NaN)."""
         alpha_s, mass_s = self.coefficients(s)
         alpha_t, mass_t = self.coefficients(t)
         kept = alpha_t / alpha_s
@@ -129,7 +138,10 @@ class ForwardProcess(Part, ABC):
         return joint / joint.sum(-1, keepdim=True)
 
     def rate(self, t: Tensor) -> Tensor:
-        """Return the jump rate r_t(z) [B, V] from any other token to z: mass'_t(z) - alpha'_t / alpha_t mass_t(z)."""
+        """Return the jump rate r_t(z) [B, V] from any other token to z: mass'_t(z) - alpha'_t / alpha_t mass_t(z).
+
+        It is per unit of t (float64 [B]), and finite only where alpha(t) > 0.
+        """
         (alpha, mass), (d_alpha, d_mass) = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[:2]
         return d_mass - (d_alpha / alpha)[:, None] * mass
 
@@ -167,7 +179,8 @@ class InterpolatingProcess(ForwardProcess, ABC):
     num_noise_tokens: int
     """How many tokens noise is drawn from, each with pi = 1 / num_noise_tokens; pi is zero elsewhere."""
 
-    def __init__(self, schedule: Schedule, vocab_size: int, mask_id: int | None) -> None:
+    @checked
+    def __init__(self, schedule: Schedule, vocab_size: VocabSize, mask_id: int | None) -> None:
         super().__init__(vocab_size, mask_id)
         self.schedule = schedule
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dlmkit.processes.base import Coefficients, ForwardProcess
+from dlmkit.processes.base import Coefficients, ForwardProcess, VocabSize
+from dlmkit.ranges import Range, checked
 
 _TINY = torch.finfo(torch.float64).tiny
 _BELOW_ONE = 1.0 - torch.finfo(torch.float64).eps
@@ -52,13 +53,16 @@ class Hybrid(ForwardProcess):
         ValueError: there is no mask token, or a value is outside of its range.
     """
 
-    def __init__(self, vocab_size: int, mask_id: int | None, p_uniform: float, gamma: float) -> None:
+    @checked
+    def __init__(
+        self,
+        vocab_size: VocabSize,
+        mask_id: int | None,
+        p_uniform: Annotated[float, Range("[0, 0.99]", "it is a share of replaced tokens, try 0.1")],
+        gamma: Annotated[float, Range("(0, 2]", "beyond 2 this is no Markov chain, try 1")],
+    ) -> None:
         if mask_id is None:
             raise ValueError("process=hybrid needs a mask token, mask_id is null: choose a tokenizer with a mask")
-        if not 0.0 <= p_uniform < 1.0:
-            raise ValueError(f"p_uniform {p_uniform} is outside [0, 1): it is a share of replaced tokens, try 0.1")
-        if not 0.0 < gamma <= 2.0:
-            raise ValueError(f"gamma {gamma} is outside (0, 2]: beyond 2 this is no Markov chain, try 1")
         super().__init__(vocab_size, mask_id)
         self.mask_id: int = mask_id
         self.num_tokens = vocab_size - 1

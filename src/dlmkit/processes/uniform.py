@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmkit.processes.base import InterpolatingProcess, draw_noisy
+from dlmkit.processes.base import InterpolatingProcess, VocabSize, draw_noisy
+from dlmkit.ranges import checked
 from dlmkit.schedules.base import Schedule
 
 
@@ -20,7 +21,8 @@ class Uniform(InterpolatingProcess):
         mask_id: id that is neither drawn as noise nor predicted, or ``None`` (then N = V).
     """
 
-    def __init__(self, schedule: Schedule, vocab_size: int, mask_id: int | None) -> None:
+    @checked
+    def __init__(self, schedule: Schedule, vocab_size: VocabSize, mask_id: int | None) -> None:
         super().__init__(schedule, vocab_size, mask_id)
         self.num_noise_tokens = self.num_tokens
 

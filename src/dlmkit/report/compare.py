@@ -143,7 +143,7 @@ def warnings_for(runs: Sequence[Run]) -> list[str]:
         if run.finished and not math.isfinite(run.val_nll)
     ]
     messages += [
-        f"{run.label} is {run.summary.status}, not finished: its curve is shown, dashed, and it is not compared."
+        f"{run.label} is {run.state}, not finished: its curve is shown, dashed, and it is not compared."
         for run in runs
         if not run.finished
     ]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from dlmkit.nested import flatten
-from dlmkit.runs import CONFIG, METRICS, SUMMARY, RunSummary
+from dlmkit.runs import CONFIG, METRICS, REPLACED, SUMMARY, RunSummary, is_abandoned
 from dlmkit.runs.summary import read_json
 from dlmkit.text_hints import nearest
 
@@ -57,6 +57,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run trained to its end and was validated."""
         return self.summary.finished
+
+    @property
+    def state(self) -> str:
+        """What became of the run, with the reason where there is one."""
+        return self.summary.status + (f" ({self.summary.error})" if self.summary.error else "")
 
     @property
     def exact(self) -> bool:
@@ -106,7 +111,8 @@ def collect(paths: Sequence[Path]) -> list[Run]:
         if not path.is_dir():
             raise ValueError(f"{path} is no folder{_nearest_folder(path)}: give a run's folder, or one that holds runs")
         for file in sorted(path.rglob(SUMMARY)):
-            folders.setdefault(file.parent.resolve(), file.parent)
+            if REPLACED not in file.parts:
+                folders.setdefault(file.parent.resolve(), file.parent)
     runs = [read(folder) for folder in folders.values()]
     if not any(run.finished for run in runs):
         raise ValueError(_nothing_finished(paths, runs))
@@ -122,6 +128,8 @@ def read(folder: Path) -> Run:
     summary = RunSummary.read(folder)
     if summary is None:
         raise ValueError(f"{folder} has no {SUMMARY}, so it is no run's folder: name another one")
+    if summary.status == "running" and is_abandoned(folder):
+        summary = replace(summary, status="interrupted", error="its process was killed")
     return Run(
         folder=folder,
         label=short_name(summary.name),
@@ -196,6 +204,8 @@ def _read_curves(file: Path) -> dict[str, dict[int, float]]:
         return curves
     with file.open(newline="", encoding="utf-8", errors="replace") as stream:
         reader = csv.DictReader(stream, restkey="")
+        if "step" not in (reader.fieldnames or ["step"]):
+            raise ValueError(f"{file} has no column step, so it is no table of a run's curves: delete it")
         for row in reader:
             cells = {column: cell for column, cell in row.items() if cell and column}
             try:
@@ -226,7 +236,7 @@ def _are_samples(node: Any) -> bool:
 
 def _nothing_finished(paths: Sequence[Path], runs: Sequence[Run]) -> str:
     where = ", ".join(map(str, paths))
-    others = ", ".join(f"{run.label} is {run.summary.status}" for run in runs)
+    others = ", ".join(f"{run.label} is {run.state}" for run in runs)
     return (
         f"{where} holds no finished run{f' ({others})' if others else ''}: make one, for example with"
         " `dlmkit train experiment=quickstart -m`"

@@ -17,7 +17,7 @@ Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
 NEEDED_WHEN_FINISHED = ("val_nll", "val_nll_stderr", "val_ppl", "val_tokens")
-ADDED_LATER = ("t_sampler", "val_reconstruction", "val_prior", "corruption", "block_size", "precision")
+ADDED_LATER = ("t_sampler", "val_reconstruction", "val_prior", "corruption", "block_size", "precision", "error")
 """Keys that records of earlier releases lack; all are null then."""
 MOST_NAMED = 3  # absent keys in a message
 REMEDY = "train that run again, or move its folder away"
@@ -66,6 +66,7 @@ class RunSummary:
         val_tokens: scored tokens.
         val_t_grid: times per sequence; ``None`` for an exact likelihood.
         status: what became of the run.
+        error: why it failed or was interrupted, in one line; ``None`` otherwise.
     """
 
     experiment: str | None
@@ -106,6 +107,7 @@ class RunSummary:
     val_tokens: int | None = None
     val_t_grid: int | None = None
     status: Status = "running"
+    error: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -122,7 +124,7 @@ class RunSummary:
 
     @classmethod
     def read(cls, run_dir: Path) -> RunSummary | None:
-        """Return the record in a run's folder, or ``None`` when there is none yet. Keys it does not know are left out.
+        """Return the record in a run's folder, or ``None`` when there is none yet. Unknown keys are left out.
 
         Raises:
             ValueError: a file that is damaged or that no run wrote; one line with file, field and remedy.

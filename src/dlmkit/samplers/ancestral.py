@@ -11,8 +11,9 @@ from torch import Tensor
 from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import check_fields
 from dlmkit.samplers.base import Sampler, Step
-from dlmkit.samplers.drawing import Filter, categorical
+from dlmkit.samplers.drawing import Filter, Temperature, TopK, TopP, categorical
 from dlmkit.tensors import at_positions
 from dlmkit.types import Denoiser, NetworkInput
 
@@ -29,14 +30,14 @@ class Ancestral(Sampler[None]):
         temperature, top_k, top_p: see :class:`dlmkit.samplers.drawing.Filter`; applied to x_theta.
     """
 
-    temperature: float
-    top_k: int | None
-    top_p: float
+    temperature: Temperature
+    top_k: TopK
+    top_p: TopP
 
     parameterization: ClassVar[Parameterization] = X0LeaveOneOut()
 
     def __post_init__(self) -> None:
-        self.filter  # noqa: B018 (refuses settings outside of their ranges)
+        check_fields(self)
 
     @property
     def filter(self) -> Filter:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import check_fields
 from dlmkit.samplers.base import Sampler, Step
-from dlmkit.samplers.drawing import Filter, categorical
+from dlmkit.samplers.drawing import Filter, Temperature, TopK, TopP, categorical
 from dlmkit.types import Cache, Canvas, Denoiser, NetworkInput
 
 
@@ -35,14 +36,14 @@ class Autoregressive(Sampler[Progress]):
         temperature, top_k, top_p: see :class:`dlmkit.samplers.drawing.Filter`.
     """
 
-    temperature: float
-    top_k: int | None
-    top_p: float
+    temperature: Temperature
+    top_k: TopK
+    top_p: TopP
 
     parameterization = NextToken()
 
     def __post_init__(self) -> None:
-        self.filter  # noqa: B018 (refuses settings outside of their ranges)
+        check_fields(self)
 
     @property
     def filter(self) -> Filter:
@@ -63,7 +64,7 @@ class Autoregressive(Sampler[Progress]):
         return Progress(_shortest_prompt(canvas), None)
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
-        """Return the number of positions after the shortest prompt, whatever was requested."""
+        """Return the number of positions after the shortest prompt, or 1 if there are none, whatever was requested."""
         return max(1, canvas.tokens.shape[1] - _shortest_prompt(canvas))
 
     def step(

@@ -12,6 +12,7 @@ from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.prefix import AfterPrefix
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Tokens, check_fields
 from dlmkit.samplers.base import Sampler, Step
 from dlmkit.types import Cache, Canvas, Denoiser
 
@@ -33,7 +34,8 @@ class BlockState:
 class Blockwise(Sampler[BlockState]):
     """x^b ~ p(x^b | x^{<b}) for b = 0, 1, ..., each drawn by the sampler `within`, from t = 1 to 0.
 
-    The requested steps are divided evenly, at least one a block; `within` may take another number. Given tokens stay,
+    Each of the K blocks has requested // K steps, at least one; `within` may take another number. The times of a step
+    are those of `within` inside its block; t and s of the `Step` that is passed in are not used. Given tokens stay,
     but a block does not depend on what is given after it: infilling has the left context alone. The blocks before the
     current one are handed to the denoiser once (`Denoiser.prefill`). Source: arXiv 2503.09573 (BD3-LM), algorithm 2.
 
@@ -42,12 +44,11 @@ class Blockwise(Sampler[BlockState]):
         within: the sampler inside a block.
     """
 
-    block_size: int = field()  # no default, although the base class has one
+    block_size: Tokens = field()  # no default, although the base class has one
     within: Sampler[Any]
 
     def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"block_size {self.block_size} is below 1: give that of the objective")
+        check_fields(self)
         if isinstance(self.within.parameterization, NextToken) or self.within.block_size is not None:
             raise ValueError(f"within={self.within.name}: give a diffusion sampler without blocks, such as ancestral")
 

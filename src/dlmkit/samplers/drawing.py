@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
+
+from dlmkit.ranges import Range, checked
+
+Temperature = Annotated[float, Range("[0, 1000]", "use 1 for the model's own distribution, 0 for argmax")]
+TopK = Annotated[int, Range("[1, 1000000000]", "give the number of tokens to keep, or null for all")] | None
+TopP = Annotated[float, Range("(0, 1]", "use 1 to keep every token")]
 
 
 class Filter:
     """Sharpens a distribution: temperature first, then top-k, then top-p.
 
     Args:
-        temperature: > 0; below 1 sharper. 0 means argmax.
+        temperature: in [0, 1000]; below 1 sharper. 0 means argmax.
         top_k: keep the k most likely tokens; ``None`` keeps all.
         top_p: keep the smallest set whose probability reaches top_p, in (0, 1]; the token that crosses it is kept.
 
@@ -18,16 +26,8 @@ class Filter:
         ValueError: a value outside of its range.
     """
 
-    def __init__(self, temperature: float, top_k: int | None, top_p: float) -> None:
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(
-                f"temperature {temperature} is not a number of at least 0: use 1 for the model's own distribution, 0"
-                " for argmax"
-            )
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k {top_k} is below 1: give the number of tokens to keep, or null for all")
-        if not 0.0 < top_p <= 1.0:
-            raise ValueError(f"top_p {top_p} is outside (0, 1]: use 1 to keep every token")
+    @checked
+    def __init__(self, temperature: Temperature, top_k: TopK, top_p: TopP) -> None:
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.ranges import Range, check_fields
 from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Sampler, Step
-from dlmkit.samplers.drawing import Filter, categorical
+from dlmkit.samplers.drawing import Filter, Temperature, TopK, TopP, categorical
 from dlmkit.types import Canvas, Denoiser, NetworkInput
 
 
@@ -35,28 +37,19 @@ class SelfCorrecting(Sampler[bool]):
         correction_time: t of the network's input in a correction, in (0, 1): the noise level that it is conditioned on.
     """
 
-    temperature: float
-    top_k: int | None
-    top_p: float
-    num_corrections: int
-    tokens_per_correction: int
-    correction_temperature: float
-    correction_time: float
+    temperature: Temperature
+    top_k: TopK
+    top_p: TopP
+    num_corrections: Annotated[int, Range("[0, 1000000]", "use 0 for none")]
+    tokens_per_correction: Annotated[int, Range("[1, 1000000]", "a correction changes at least one")]
+    correction_temperature: Temperature
+    correction_time: Annotated[float, Range("(0, 1)", "try 0.01, for little noise")]
 
     parameterization = X0LeaveOneOut()
     faithful = False
 
     def __post_init__(self) -> None:
-        if self.num_corrections < 0:
-            raise ValueError(f"num_corrections {self.num_corrections} is negative: use 0 for none")
-        if self.tokens_per_correction < 1:
-            raise ValueError(
-                f"tokens_per_correction {self.tokens_per_correction} is below 1: a correction changes at least one"
-            )
-        if not 0.0 < self.correction_time < 1.0:
-            raise ValueError(f"correction_time {self.correction_time} is outside (0, 1): try 0.01, for little noise")
-        Filter(self.temperature, self.top_k, self.top_p)
-        Filter(self.correction_temperature, None, 1.0)
+        check_fields(self)
 
     def init(self, canvas: Canvas) -> bool:
         """Return whether nothing is left to correct: not yet."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dlmkit.parts import Part
+from dlmkit.ranges import Range
+
+SignalLeft = Annotated[float, Range("[0, 0.5]", "it is a share of signal left at t = 1, try 1e-3")]
 
 
 class Schedule(Part, ABC):
@@ -31,16 +35,13 @@ class Schedule(Part, ABC):
         return slope
 
     def inverse(self, alpha: Tensor) -> Tensor:
-        """Return the t in [0, 1] with alpha(t) = `alpha` (same shape, float64), by bisection to 1e-12."""
+        """Return the t in [0, 1] with alpha(t) = `alpha` (float64, any shape), by bisection to 1e-12.
+
+        Where alpha(t) is constant it is the least such t; an `alpha` outside [alpha(1), alpha(0)] gives 0 or 1.
+        """
         low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
         for _ in range(42):
             middle = (low + high) / 2
             above = self.alpha(middle) > alpha
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (low + high) / 2
-
-
-def check_open_unit(name: str, value: float) -> None:
-    """Raise ValueError unless 0 <= value < 1."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} {value} is outside [0, 1): it is a share of signal left at t = 1, try 1e-3")

@@ -4,7 +4,8 @@ import math
 
 from torch import Tensor, cos, sin
 
-from dlmkit.schedules.base import Schedule, check_open_unit
+from dlmkit.ranges import checked
+from dlmkit.schedules.base import Schedule, SignalLeft
 
 
 class CosineMDLM(Schedule):
@@ -13,11 +14,11 @@ class CosineMDLM(Schedule):
     Source: arXiv 2406.07524 (MDLM), appendix on schedules ("cosine"). Not `cosine`, which is MD4's.
 
     Args:
-        eps: share of tokens still clean at t = 1, in [0, 1).
+        eps: share of tokens still clean at t = 1, in [0, 0.5].
     """
 
-    def __init__(self, eps: float) -> None:
-        check_open_unit("eps", eps)
+    @checked
+    def __init__(self, eps: SignalLeft) -> None:
         self.eps = eps
 
     def alpha(self, t: Tensor) -> Tensor:

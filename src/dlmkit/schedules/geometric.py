@@ -1,9 +1,11 @@
 """alpha(t) = exp(-sigma(t)) with sigma growing geometrically."""
 
 import math
+from typing import Annotated
 
 from torch import Tensor, exp
 
+from dlmkit.ranges import Range, checked
 from dlmkit.schedules.base import Schedule
 
 
@@ -14,14 +16,19 @@ class Geometric(Schedule):
     so that alpha(0) = 1 and the reconstruction term of the bound is zero.
 
     Args:
-        sigma_min: noise scale near the data, > 0.
-        sigma_max: noise scale at t = 1, > sigma_min; exp(-sigma_max) of the tokens stay clean.
+        sigma_min: noise scale near the data, in [1e-10, 1].
+        sigma_max: noise scale at t = 1, in [1, 1e4] and above sigma_min; exp(-sigma_max) of the tokens stay clean.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float) -> None:
-        if not 0.0 < sigma_min < sigma_max:
+    @checked
+    def __init__(
+        self,
+        sigma_min: Annotated[float, Range("[1e-10, 1]", "try 1e-4")],
+        sigma_max: Annotated[float, Range("[1, 1e4]", "try 20")],
+    ) -> None:
+        if not sigma_min < sigma_max:
             raise ValueError(
-                f"sigma_min {sigma_min} and sigma_max {sigma_max} break 0 < sigma_min < sigma_max: try 1e-4 and 20"
+                f"sigma_min {sigma_min} and sigma_max {sigma_max} break sigma_min < sigma_max: try 1e-4 and 20"
             )
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max

@@ -2,7 +2,8 @@
 
 from torch import Tensor, full_like
 
-from dlmkit.schedules.base import Schedule, check_open_unit
+from dlmkit.ranges import checked
+from dlmkit.schedules.base import Schedule, SignalLeft
 
 
 class LogLinear(Schedule):
@@ -12,11 +13,11 @@ class LogLinear(Schedule):
     arXiv 2406.07524 (MDLM), appendix on schedules.
 
     Args:
-        eps: share of tokens still clean at t = 1, in [0, 1).
+        eps: share of tokens still clean at t = 1, in [0, 0.5].
     """
 
-    def __init__(self, eps: float) -> None:
-        check_open_unit("eps", eps)
+    @checked
+    def __init__(self, eps: SignalLeft) -> None:
         self.eps = eps
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """alpha(t) = 1 - t^power."""
 
+from typing import Annotated
+
 from torch import Tensor
 
+from dlmkit.ranges import Range, checked
 from dlmkit.schedules.base import Schedule
 
 
@@ -11,12 +14,12 @@ class Polynomial(Schedule):
     Source: arXiv 2406.04329 (MD4), section 3.
 
     Args:
-        power: > 0; above 1 little is masked for most of the time, below 1 much is.
+        power: above 1 little is masked for most of the time, below 1 much is; in [0.1, 10], since beyond alpha is
+            constant but for a sliver of the times, and no grid of times finds the rest of the bound.
     """
 
-    def __init__(self, power: float) -> None:
-        if power <= 0:
-            raise ValueError(f"power {power} is not positive: alpha must fall with t, try power=2")
+    @checked
+    def __init__(self, power: Annotated[float, Range("[0.1, 10]", "alpha must fall with t, try 2")]) -> None:
         self.power = power
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dlmkit.parts import Part
+from dlmkit.ranges import Range
 from dlmkit.schedules.base import Schedule
 from dlmkit.types import TimeDraw
+
+SmallestTime = Annotated[float, Range("[0, 0.5]", "it is the smallest t that is drawn, try 1e-3 (or 0)")]
 
 
 class Support(NamedTuple):
@@ -23,8 +26,9 @@ class Support(NamedTuple):
 class TimeSampler(Part, ABC):
     """Draws the times of one whole global batch (all ranks, all accumulation steps), float64 on the CPU.
 
-    Every rank draws the same vector from the same seed and takes every R-th entry of it, so that each covers the whole
-    range of t and the union does not depend on how the batch is split.
+    Every rank draws the same vector from the same seed. A micro-batch takes every R-th entry of it, R being the
+    number of ranks times the accumulation steps: it covers the whole range of t, and the union does not depend on how
+    the batch is split.
 
     Law (dlmkit.laws.t_samplers): the mean of weight * f(t) is the integral of f over `support`.
     """
@@ -45,12 +49,6 @@ class TimeSampler(Part, ABC):
         """Return (t, weight), float64 [num]: t in (0, 1], weight = 1 / density at t."""
 
 
-def check_eps(eps: float) -> None:
-    """Raise ValueError unless 0 <= eps < 1."""
-    if not 0.0 <= eps < 1.0:
-        raise ValueError(f"eps {eps} is outside [0, 1): it is the smallest t that is drawn, try 1e-3 (or 0)")
-
-
 def rescale_to_eps(u: Tensor, eps: float) -> TimeDraw:
     """Map u in [0, 1) to t in (eps, 1]; the weight 1 - eps makes the mean the integral over [eps, 1]."""
     t = 1.0 - (1.0 - eps) * u
@@ -68,8 +66,8 @@ def stratified_in_alpha(
 def stratified_uniform(num: int, generator: torch.Generator) -> Tensor:
     """Return one uniform draw from each of `num` equal cells of [0, 1), float64, starting at a random cell.
 
-    In order but for the start, so that every R-th entry (a rank's share) has one draw in each R-fold cell; with the
-    random start each row of the batch gets every cell equally often.
+    In order but for the start, so that every R-th entry (the share of a micro-batch) has one draw in each cell R times
+    as wide; with the random start each row of the batch gets every cell equally often.
     """
     start = torch.randint(num, (1,), generator=generator)
     jitter = torch.rand(num, dtype=torch.float64, generator=generator)

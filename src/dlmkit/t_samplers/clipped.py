@@ -1,10 +1,15 @@
 """Times from a middle range of noise alone, for training."""
 
+from typing import Annotated
+
 import torch
 
+from dlmkit.ranges import Range, checked
 from dlmkit.schedules.base import Schedule
 from dlmkit.t_samplers.base import Support, TimeSampler, stratified_in_alpha
 from dlmkit.types import TimeDraw
+
+MaskRate = Annotated[float, Range("[0, 1]", "it is an end of the range of mask rates, such as 0.3 or 0.8")]
 
 
 class Clipped(TimeSampler):
@@ -28,8 +33,9 @@ class Clipped(TimeSampler):
         ValueError: the range is empty, or is none of [0, 1]; when times are drawn, `schedule` never gets there.
     """
 
-    def __init__(self, schedule: Schedule, low: float, high: float) -> None:
-        if not 0.0 <= low < high <= 1.0:
+    @checked
+    def __init__(self, schedule: Schedule, low: MaskRate, high: MaskRate) -> None:
+        if not low < high:
             raise ValueError(
                 f"low {low} and high {high} are no range of the mask rate: give 0 <= low < high <= 1, such as"
                 " 0.3 and 0.8"

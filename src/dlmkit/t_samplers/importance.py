@@ -2,8 +2,9 @@
 
 import torch
 
+from dlmkit.ranges import checked
 from dlmkit.schedules.base import Schedule
-from dlmkit.t_samplers.base import TimeSampler, check_eps, stratified_in_alpha
+from dlmkit.t_samplers.base import SmallestTime, TimeSampler, stratified_in_alpha
 from dlmkit.types import TimeDraw
 
 
@@ -16,11 +17,11 @@ class Importance(TimeSampler):
 
     Args:
         schedule: alpha(t), the one that the process uses.
-        eps: smallest mask rate 1 - alpha that is drawn.
+        eps: smallest mask rate 1 - alpha that is drawn, in [0, 0.5].
     """
 
-    def __init__(self, schedule: Schedule, eps: float) -> None:
-        check_eps(eps)
+    @checked
+    def __init__(self, schedule: Schedule, eps: SmallestTime) -> None:
         self.schedule = schedule
         self.eps = eps
 

@@ -1,11 +1,13 @@
 """Importance sampling of t, with a density that is learned from the training losses."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from dlmkit.t_samplers.base import TimeSampler, check_eps, rescale_to_eps, stratified_uniform
+from dlmkit.ranges import Range, checked
+from dlmkit.t_samplers.base import SmallestTime, TimeSampler, rescale_to_eps, stratified_uniform
 from dlmkit.types import StepOutput, TimeDraw
 
 
@@ -28,9 +30,9 @@ class Learned(TimeSampler):
     keeps the last ten losses of each; not `by_variance`.
 
     Args:
-        eps: smallest t; the integral over [0, eps] is left out of the training loss.
-        num_bins: bins of the density, at least 1.
-        uniform_share: share of the draws that stays uniform, in (0, 1]: no weight is above its inverse.
+        eps: smallest t, in [0, 0.5]; the integral over [0, eps] is left out of the training loss.
+        num_bins: bins of the density, 1 to 65,536.
+        uniform_share: share of the draws that stays uniform, in [1e-3, 1]: no weight is above its inverse.
         decay: of a bin's averages at each optimizer step that draws from it, in [0, 1).
         warmup_draws: draws that each bin must have had before the density is used, at least 1.
         by_variance: take the standard deviation of a bin's losses in place of their root mean square.
@@ -39,20 +41,16 @@ class Learned(TimeSampler):
         ValueError: a value outside of its range.
     """
 
+    @checked
     def __init__(
-        self, eps: float, num_bins: int, uniform_share: float, decay: float, warmup_draws: int, by_variance: bool
+        self,
+        eps: SmallestTime,
+        num_bins: Annotated[int, Range("[1, 65536]", "give the number of bins, such as 32")],
+        uniform_share: Annotated[float, Range("[1e-3, 1]", "weights are at most 1 / uniform_share, try 0.1")],
+        decay: Annotated[float, Range("[0, 1)", "it is what a step leaves of the mean before, try 0.99")],
+        warmup_draws: Annotated[int, Range("[1, 1000000000]", "a bin without draws has no mean, try 10")],
+        by_variance: bool,
     ) -> None:
-        check_eps(eps)
-        if num_bins < 1:
-            raise ValueError(f"num_bins {num_bins} is below 1: give the number of bins, such as 32")
-        if not 0.0 < uniform_share <= 1.0:
-            raise ValueError(
-                f"uniform_share {uniform_share} is outside (0, 1]: weights are at most 1 / uniform_share, try 0.1"
-            )
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay {decay} is outside [0, 1): it is what a step leaves of the mean before, try 0.99")
-        if warmup_draws < 1:
-            raise ValueError(f"warmup_draws {warmup_draws} is below 1: a bin without draws has no mean, try 10")
         self.eps = eps
         self.num_bins = num_bins
         self.uniform_share = uniform_share
@@ -105,14 +103,14 @@ class Learned(TimeSampler):
         self.sums = torch.where(fresh, self.decay * self.sums + sums, self.sums)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the draws and the averages of the bins."""
+        """Return "drawn", the draws of each bin, [num_bins], and "sums", its decayed sums, [3, num_bins]; float64."""
         return {"drawn": self.drawn, "sums": self.sums}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore them.
 
         Raises:
-            ValueError: there are none, or they are of another number of bins.
+            ValueError: `state` is empty (another t_sampler was trained with), or has another number of bins.
         """
         if "drawn" not in state:
             raise ValueError(

@@ -2,7 +2,8 @@
 
 import torch
 
-from dlmkit.t_samplers.base import TimeSampler, check_eps, rescale_to_eps
+from dlmkit.ranges import checked
+from dlmkit.t_samplers.base import SmallestTime, TimeSampler, rescale_to_eps
 from dlmkit.types import TimeDraw
 
 
@@ -16,11 +17,11 @@ class OffsetGrid(TimeSampler):
     Source: arXiv 2406.04329 (MD4), appendix; arXiv 2107.00630 (VDM), appendix I.1.
 
     Args:
-        eps: smallest t; the integral over [0, eps] is left out of the training loss.
+        eps: smallest t, in [0, 0.5]; the integral over [0, eps] is left out of the training loss.
     """
 
-    def __init__(self, eps: float) -> None:
-        check_eps(eps)
+    @checked
+    def __init__(self, eps: SmallestTime) -> None:
         self.eps = eps
 
     def sample(self, num: int, generator: torch.Generator) -> TimeDraw:

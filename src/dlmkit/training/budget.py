@@ -23,8 +23,8 @@ NUM_TIMES = 1024
 def flops_per_token(module: DiffusionLM, length: int) -> float:
     """Return forward + backward operations per token that a step trains on, with the module's present settings.
 
-    All noisy copies of a token count, so do the clean half of a pass of block diffusion and the pass of an auxiliary
-    next-token loss.
+    A token counts once, however many noisy copies of it the step reads. The operations are those of all its copies,
+    of the clean half of a pass of block diffusion, and of the pass of an auxiliary next-token loss.
 
     Args:
         module: backbone, objective, process, corruption and auxiliary loss.

@@ -8,7 +8,9 @@ from dlmkit.types import CAUSAL_ATTENTION, Batch, Denoiser, NetworkInput
 
 
 def next_token_loss(network: Denoiser, batch: Batch, t: Tensor) -> Tensor:
-    """Return the summed cross-entropy, nats, of the scored clean tokens given those before them.
+    """Return the cross-entropy of the scored clean tokens given those before them, summed over the batch: [], nats.
+
+    Token 0 must not be scored where the network does not predict it.
 
     The network attends to the past alone in this pass; its outputs are aligned as a causal LM's (`shift`).
 

@@ -16,11 +16,19 @@ class StepTotals:
 
     Args:
         parts: name -> part, in the same order on every rank.
+
+    Attributes:
+        num_scored: scored tokens.
+        num_positions: all tokens.
+        loss: sum of the losses that are minimised, nats; a scalar tensor until it is reduced.
+        grad_norm: norm of the gradient of this rank, before it is scaled; likewise.
     """
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self.num_scored = 0.0
         self.num_positions = 0.0
+        self.loss: Tensor | float = 0.0
+        self.grad_norm: Tensor | float = 0.0
         self._parts = parts
         self._collected: dict[str, Tensor] = {}
 
@@ -33,16 +41,22 @@ class StepTotals:
             self._collected[name] = self._collected[name] + sums if name in self._collected else sums
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> StepTotals:
-        """Return the totals over all ranks, given the sum of a float64 vector over ranks."""
+        """Return the totals over all ranks; `reduce` maps a float64 vector to its sum over the ranks.
+
+        `loss` and `grad_norm` stay on the device until then, so that one transfer brings all to the CPU; their totals
+        are finite where those of every rank are.
+        """
         counts = torch.tensor([self.num_scored, self.num_positions], dtype=torch.float64)
         sizes = [len(sums) for sums in self._collected.values()]
-        vector = reduce(torch.cat([counts, *self._collected.values()])).cpu()
+        measured = torch.stack([torch.as_tensor(self.loss).double(), torch.as_tensor(self.grad_norm).double()])
+        sums = torch.cat([counts, *self._collected.values()]).to(measured.device)
+        vector = reduce(torch.cat([measured, sums])).cpu()
         total = StepTotals(self._parts)
-        total.num_scored, total.num_positions = vector[:2].tolist()
-        total._collected = dict(zip(self._collected, vector[2:].split(sizes), strict=True))
+        total.loss, total.grad_norm, total.num_scored, total.num_positions = vector[:4].tolist()
+        total._collected = dict(zip(self._collected, vector[4:].split(sizes), strict=True))
         return total
 
     def update_parts(self) -> None:
-        """Let every part learn from its totals."""
+        """Call `update` of every part with its totals, [S]."""
         for name, sums in self._collected.items():
             self._parts[name].update(sums)

@@ -13,8 +13,9 @@ from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.hf.families import FAMILIES, KERNELS, family_of, fuse_activation, with_windows
 from dlmkit.backbones.hf.loading import build_model, embeddings_of, model_config_of, resize_embeddings
-from dlmkit.backbones.hf.lora import add_lora, merge_lora
+from dlmkit.backbones.hf.lora import add_lora, check_lora, merge_lora
 from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.ranges import checked
 from dlmkit.types import NetworkInput
 
 
@@ -48,6 +49,7 @@ class HFBackbone(Backbone):
     name = "hf"
     supports_context = True
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -64,6 +66,7 @@ class HFBackbone(Backbone):
         config: dict[str, Any] | None,
     ) -> None:
         super().__init__(vocab_size, mask_id, causal, shift, _bos_to_prepend(bos, bos_id, shift))
+        check_lora(lora)
         model_config = model_config_of(name, config, vocab_size)
         self.family = family_of(model_config)
         self.attention = attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,23 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from dlmkit.backbones.base import check_memory
 from dlmkit.backbones.hf.families import FAMILIES, family_of
+from dlmkit.notices import notice
 
-NEW_ROWS = 1
-"""Rows that may be added to a pretrained embedding: the mask token's."""
+UNSUITABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+"""What transformers raises for settings that it does not check."""
+
+DIVISIONS = (
+    ("n_embd", "n_head"),
+    ("hidden_size", "num_attention_heads"),
+    ("num_attention_heads", "num_key_value_heads"),
+)
+"""Settings of which the first is a multiple of the second."""
+
+NEW_ROWS = 1024
+"""Rows that may be added to a pretrained embedding: the mask token's, and those of tokens that a user has added to the
+model's tokenizer. A tokenizer with more is taken for that of another model."""
 
 
 def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size: int) -> PretrainedConfig:
@@ -28,7 +42,7 @@ def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size:
     if (name is None) == (config is None):
         raise ValueError(
             f"backbone.name {name!r} and backbone.config {'given' if config else 'null'}: give exactly one, a name to"
-            " load a pretrained model, or a config (with model_type) to start from scratch"
+            " load a pretrained model (experiment=adapt, or backbone.config=null), or a config to start from scratch"
         )
     if name is not None:
         model_config = _pretrained_config(name)
@@ -53,16 +67,38 @@ def _config_for(model_type: str, keywords: dict[str, Any]) -> PretrainedConfig:
         raise ValueError(
             f"backbone.config.{unknown[0]} is no setting of {model_type}: see transformers' {model_type} config"
         )
-    return AutoConfig.for_model(model_type, **keywords)
+    for whole, parts in DIVISIONS:
+        if whole in keywords and parts in keywords and keywords[whole] % keywords[parts]:
+            raise ValueError(
+                f"backbone.config.{whole} {keywords[whole]} is no multiple of {parts} {keywords[parts]}: choose a"
+                f" multiple of it"
+            )
+    try:
+        return AutoConfig.for_model(model_type, **keywords)
+    except UNSUITABLE as error:
+        raise _unsuitable(model_type, error) from error
+
+
+def _unsuitable(model_type: str, error: Exception) -> ValueError:
+    kind = type(error).__name__
+    return ValueError(
+        f"backbone.config: transformers makes no {model_type} of it ({kind}: {error}): mend that setting, see"
+        f" transformers' {model_type} config"
+    )
 
 
 def _pretrained_config(name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, HFValidationError) as error:
         raise ValueError(
             f"backbone.name {name!r} is neither a local folder with a config.json nor a model that the hub gives:"
             " check the name, or download it elsewhere and give the folder"
+        ) from error
+    except ValueError as error:  # what transformers raises for types that it does not have
+        raise ValueError(
+            f"backbone.name {name!r} is of a type that transformers has no class for, and code that comes with a model"
+            f" is not run: choose a model of one of {', '.join(FAMILIES)}"
         ) from error
 
 
@@ -70,15 +106,20 @@ def build_model(name: str | None, config: PretrainedConfig, attention: str) -> P
     """Return the pretrained model `name`, or a new one from `config`.
 
     Raises:
-        ValueError: weights that are damaged, or not those of the configuration.
+        ValueError: weights that are damaged, or not those of the configuration; settings of which there is no model.
     """
-    if name is None:
+    if name is not None:
+        return _load_pretrained(name, config, attention)
+    check_memory(12 * config.num_hidden_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size)
+    try:
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    return _load_pretrained(name, config, attention)
+    except UNSUITABLE as error:
+        raise _unsuitable(config.model_type, error) from error
 
 
 def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> PreTrainedModel:
     """Load every weight of a pretrained model, none missing, left over or of another shape."""
+    _check_files(Path(name))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -86,6 +127,7 @@ def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> Pre
             attn_implementation=attention,
             dtype=torch.float32,  # master weights; mixed precision is the trainer's business
             local_files_only=Path(name).is_dir(),
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except SafetensorError as error:
@@ -105,6 +147,34 @@ def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> Pre
     return model
 
 
+def _check_files(folder: Path) -> None:
+    """Check that a local model has its weights in its own folder.
+
+    Raises:
+        ValueError: an index of weights that names files elsewhere, or an adapter, whose model is elsewhere.
+    """
+    for index in folder.glob("*.index.json"):
+        shards_of(index)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds an adapter, not a model: merge it into its model, and name the result")
+
+
+def shards_of(index: Path) -> list[str]:
+    """Return the names of the files that an index of weights lists, sorted.
+
+    Raises:
+        ValueError: no such list, or a file outside of the index's folder.
+    """
+    try:
+        shards = sorted({str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged: download it again") from error
+    for shard in shards:
+        if Path(shard).name != shard or shard == "..":
+            raise ValueError(f"{index} names {shard!r}, which is not a file beside it: download the model again")
+    return shards
+
+
 def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> None:
     """Give the embeddings `vocab_size` rows; new ones are the mean of the old plus N(0, 1/D) noise.
 
@@ -118,6 +188,11 @@ def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None)
         )
     if old >= vocab_size:
         return
+    if name is not None and vocab_size > old + 1:
+        notice(
+            f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
+            f" {vocab_size - old:,} rows are added, which have to be learned"
+        )
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = {id(module.weight): module.weight for module in _token_tables(model)}
     with torch.no_grad():

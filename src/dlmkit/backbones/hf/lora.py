@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from dlmkit.ranges import Dropout, LoraAlpha, LoraRank, check, parameters_of
 
 
-def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> Any:
+def check_lora(lora: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `lora` holds the settings of `add_lora`, each in its range, or rank 0 alone."""
+    hints = {name: hint for name, hint in parameters_of(add_lora).items() if name != "model"}
+    if set(lora) != set(hints) and dict(lora) != {"rank": 0}:
+        raise ValueError(f"backbone.lora has {', '.join(map(str, lora)) or 'nothing'}: give {', '.join(hints)}")
+    for name, value in lora.items():
+        check(f"backbone.lora.{name}", value, hints[name])
+
+
+def add_lora(model: PreTrainedModel, rank: LoraRank, alpha: LoraAlpha, dropout: Dropout, train_embeddings: bool) -> Any:
     """Freeze `model` but for adapters on all its linear layers (not the head), in place; return peft's handle on it.
 
     Source: arXiv 2106.09685; arXiv 2410.17891, appendix B.4 (rank 8 on all linear layers, embeddings trained fully).
@@ -21,17 +34,16 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float, trai
         train_embeddings: also train the token embeddings, fully: a new mask token has to be learned.
 
     Raises:
-        ValueError: peft is not installed, or a value out of range.
+        ValueError: peft is not installed.
     """
-    if rank < 1 or alpha <= 0 or not 0.0 <= dropout < 1.0:
-        raise ValueError(
-            f"backbone.lora: rank {rank}, alpha {alpha}, dropout {dropout} must be at least 1, above 0 and in [0, 1)"
-        )
     try:
         from peft import LoraConfig, LoraModel
     except ModuleNotFoundError as error:
         raise ValueError("backbone.lora needs the package peft: pip install 'dlmkit[lora]'") from error
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers are [in, out]
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", fan_in_fan_out=transposed
+    )
     tuner = LoraModel(model, config, "default")
     if train_embeddings:
         embeddings = model.get_input_embeddings()

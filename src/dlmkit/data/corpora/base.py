@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dlmkit.data.sequences import Sequences
 from dlmkit.data.tokenizers.base import Tokenizer
 from dlmkit.data.vocabulary import Vocabulary
+from dlmkit.ranges import Tokens, checked
 
 
 class Corpus(ABC):
@@ -23,9 +24,11 @@ class Corpus(ABC):
         ValueError: `length` is below 1.
     """
 
-    def __init__(self, length: int, document_masking: bool = False) -> None:
-        if length < 1:
-            raise ValueError(f"length = {length} must be at least 1: set length to 1 or more")
+    has_bos: bool = False
+    """Whether every sequence begins with a begin-of-sequence token of its own, so that a backbone prepends none."""
+
+    @checked
+    def __init__(self, length: Tokens, document_masking: bool = False) -> None:
         self.length = length
         self.document_masking = document_masking
 

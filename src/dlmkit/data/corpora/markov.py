@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,13 @@ from dlmkit.data.corpora.base import Corpus
 from dlmkit.data.files import digest
 from dlmkit.data.sequences import MemorySequences
 from dlmkit.data.vocabulary import Vocabulary
+from dlmkit.ranges import Range, Tokens, checked
 
 _MOST_CONTEXTS = 2048  # the stationary distribution costs O(contexts^3)
 _FLOOR = 1e-12  # keeps every context reachable when the Dirichlet draw underflows
 _MATRIX, _TRAIN, _VAL = range(3)
+
+NumSequences = Annotated[int, Range("[1, 10000000]", "they are kept in memory, such as 16384")]
 
 
 class MarkovCorpus(Corpus):
@@ -41,35 +45,25 @@ class MarkovCorpus(Corpus):
         ValueError: a number out of its range.
     """
 
+    @checked
     def __init__(
         self,
-        num_states: int,
-        concentration: float,
-        length: int,
-        num_train_sequences: int,
-        num_val_sequences: int,
-        order: int = 1,
-        source_seed: int = 0,
+        num_states: Annotated[int, Range(f"[2, {_MOST_CONTEXTS}]", "give the number of states, such as 16")],
+        concentration: Annotated[float, Range("[1e-3, 1e6]", "small is predictable, for example 0.3")],
+        length: Tokens,
+        num_train_sequences: NumSequences,
+        num_val_sequences: NumSequences,
+        order: Annotated[int, Range("[1, 11]", "it is the number of states before that matter, such as 1")] = 1,
+        source_seed: Annotated[int, Range(f"[0, {2**63 - 1}]", "give a whole number, such as 0")] = 0,
     ) -> None:
         super().__init__(length)
-        if num_states < 2 or num_states**order > _MOST_CONTEXTS:
+        if num_states**order > _MOST_CONTEXTS:
             raise ValueError(
-                f"num_states = {num_states}, order = {order}: num_states must be at least 2 and num_states ** order at "
-                f"most {_MOST_CONTEXTS}, so use fewer states or a lower order"
+                f"num_states {num_states} with order {order}: num_states ** order must be at most {_MOST_CONTEXTS}, so"
+                " use fewer states or a lower order"
             )
-        if not 1 <= order <= length:
-            raise ValueError(
-                f"order = {order} must be between 1 and length = {length}: use a lower order or longer sequences"
-            )
-        if not concentration > 0:
-            raise ValueError(f"concentration = {concentration} must be positive, for example 0.3")
-        for name, value, least in (
-            ("num_train_sequences", num_train_sequences, 1),
-            ("num_val_sequences", num_val_sequences, 1),
-            ("source_seed", source_seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} = {value} must be at least {least}: set {name} to {least} or more")
+        if order > length:
+            raise ValueError(f"order {order} is more than length {length}: use a lower order or longer sequences")
         self.num_states = num_states
         self.order = order
         self.concentration = concentration

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from dlmkit.data.corpora.base import TokenizedCorpus
 from dlmkit.data.files import cache_root, digest
 from dlmkit.data.packed_text import PackedText, tokenizer_folder
-from dlmkit.data.packing import Split
+from dlmkit.data.packing import Split, SplitSeed, ValFraction
 from dlmkit.data.sequences import Sequences
 from dlmkit.data.sources.base import Source
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.ranges import Tokens, checked
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class MixtureCorpus(TokenizedCorpus):
         ValueError: no source, an entry that is not a source and a weight, or a weight that is not positive.
     """
 
+    @checked
     def __init__(
         self,
         sources: Mapping[str, Mapping[str, Any]],
         tokenizer: Tokenizer,
-        length: int,
-        val_fraction: float = 0.05,
+        length: Tokens,
+        val_fraction: ValFraction = 0.05,
         document_masking: bool = False,
-        split_seed: int = 0,
+        split_seed: SplitSeed = 0,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(tokenizer, length, document_masking)
@@ -167,8 +169,10 @@ def _check(sources: Mapping[str, Mapping[str, Any]]) -> None:
         if not isinstance(entry, Mapping) or set(entry) != {"source", "weight"}:
             found = (", ".join(map(str, entry)) or "nothing") if isinstance(entry, Mapping) else entry
             raise ValueError(f"data.sources.{name} has {found}: give it a source and a weight, and nothing else")
+        if not isinstance(entry["source"], Source):
+            raise ValueError(f"data.sources.{name}.source {entry['source']!r} is no source: give it a _target_")
         weight = entry["weight"]
-        if not isinstance(weight, (int, float)) or not weight > 0:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise ValueError(
                 f"data.sources.{name}.weight {weight} is not a positive number: give one, or leave the source out"
             )

@@ -9,10 +9,12 @@ import numpy as np
 
 from dlmkit.data.corpora.base import TokenizedCorpus
 from dlmkit.data.files import cache_root, digest
-from dlmkit.data.packing import Split
+from dlmkit.data.packing import Split, SplitSeed, ValFraction
 from dlmkit.data.sequences import MemorySequences
 from dlmkit.data.sources.jsonl import JsonLines
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.notices import notice
+from dlmkit.ranges import Tokens, checked
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class PairsCorpus(TokenizedCorpus):
     the end of the response is cut first (three positions are kept for bos, separator and eos), then the start of the
     prompt.
 
-    Source: arXiv 2410.17891, appendix B.4, and its public code. The sequence has its own bos, so the backbone prepends
-    none (backbone.bos=none).
+    Source: arXiv 2410.17891, appendix B.4, and its public code. The sequence has its own bos (`has_bos`), so that a
+    backbone is built to prepend none.
 
     Args:
         files: JSON lines, a name or glob pattern, or several.
@@ -51,6 +53,9 @@ class PairsCorpus(TokenizedCorpus):
         ValueError: no pairs, an empty response, or a `length` too short for any pair.
     """
 
+    has_bos = True
+
+    @checked
     def __init__(
         self,
         files: str | Iterable[str],
@@ -60,9 +65,9 @@ class PairsCorpus(TokenizedCorpus):
         separator: str,
         score_padding: bool,
         tokenizer: Tokenizer,
-        length: int,
-        val_fraction: float = 0.05,
-        split_seed: int = 0,
+        length: Tokens,
+        val_fraction: ValFraction = 0.05,
+        split_seed: SplitSeed = 0,
     ) -> None:
         super().__init__(tokenizer, length)
         pairs = _read(files, prompt, response)
@@ -86,7 +91,8 @@ class PairsCorpus(TokenizedCorpus):
             return
         texts = [text for pair in self.train_pairs for text in (pair.prompt, pair.response)]
         self._tokenizer.fit(lambda: texts, cache_root(None) / "tokenizers" / digest(texts))
-        self._encoded = {"train": self._encode(self.train_pairs), "val": self._encode(self.val_pairs)}
+        sides = {"train": self.train_pairs, "val": self.val_pairs}
+        self._encoded = {side: self._encode(side, pairs) for side, pairs in sides.items()}
 
     def encode_prompt(self, prompt: str, room: int) -> list[int]:
         """Return bos, prompt and separator; the prompt loses its start so that `room` tokens of the sequence are free.
@@ -104,16 +110,26 @@ class PairsCorpus(TokenizedCorpus):
             )
         return [tokenizer.bos_id, *ids[max(0, len(ids) - keep) :], *separator]
 
-    def _encode(self, pairs: Sequence[Pair]) -> MemorySequences:
+    def _encode(self, side: str, pairs: Sequence[Pair]) -> MemorySequences:
         tokens = np.full((len(pairs), self.length), self._tokenizer.eos_id, dtype=np.int32)
         scored = np.zeros((len(pairs), self.length), dtype=np.bool_)
-        kept = self.length - 3 - len(self._tokenizer.encode(self._separator))
+        num_separator = len(self._tokenizer.encode(self._separator))
+        kept = self.length - 3 - num_separator
+        cut_prompts = cut_responses = 0
         for row, pair in enumerate(pairs):
-            response = self._tokenizer.encode(pair.response)[:kept]
+            whole = self._tokenizer.encode(pair.response)
+            response = whole[:kept]
             given = self.encode_prompt(pair.prompt, len(response) + 1)
             end = len(given) + len(response) + 1
+            cut_responses += len(response) < len(whole)
+            cut_prompts += len(given) - 1 - num_separator < len(self._tokenizer.encode(pair.prompt))
             tokens[row, : end - 1] = given + response
             scored[row, len(given) : self.length if self._score_padding else end] = True
+        if cut_prompts or cut_responses:
+            notice(
+                f"of {len(pairs):,} {side} pairs {cut_prompts:,} prompts lose their beginning and {cut_responses:,}"
+                f" responses their end at length {self.length}: raise length to keep them"
+            )
         return MemorySequences(tokens, scored)
 
     @property
@@ -143,8 +159,11 @@ class PairsCorpus(TokenizedCorpus):
 
 
 def _read(files: str | Iterable[str], prompt: str, response: str) -> list[Pair]:
-    prompts, responses = JsonLines(files, prompt), JsonLines(files, response)
-    pairs = [Pair(*both) for both in zip(prompts.documents(), responses.documents(), strict=True)]
+    source = JsonLines(files, prompt)
+    before = source.fingerprint
+    pairs = [Pair(*both) for both in source.rows(prompt, response)]
+    if source.fingerprint != before:
+        raise ValueError(f"{files} changed while it was read: run again when nothing writes to it")
     for number, pair in enumerate(pairs, start=1):
         if not pair.response.strip():
             raise ValueError(f"pair {number} of {files} has an empty {response!r}: leave it out")

@@ -8,10 +8,11 @@ from pathlib import Path
 from dlmkit.data.corpora.base import TokenizedCorpus
 from dlmkit.data.files import cache_root
 from dlmkit.data.packed_text import PackedText, tokenizer_folder
-from dlmkit.data.packing import Split, Statistics
+from dlmkit.data.packing import Split, SplitSeed, Statistics, ValFraction
 from dlmkit.data.sequences import ArrowSequences
 from dlmkit.data.sources.base import Source
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.ranges import Tokens, checked
 
 
 class TextCorpus(TokenizedCorpus):
@@ -28,14 +29,15 @@ class TextCorpus(TokenizedCorpus):
         cache_dir: ``None`` for $DLMKIT_CACHE, else $XDG_CACHE_HOME/dlmkit, else ~/.cache/dlmkit.
     """
 
+    @checked
     def __init__(
         self,
         source: Source,
         tokenizer: Tokenizer,
-        length: int,
-        val_fraction: float = 0.05,
+        length: Tokens,
+        val_fraction: ValFraction = 0.05,
         document_masking: bool = False,
-        split_seed: int = 0,
+        split_seed: SplitSeed = 0,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(tokenizer, length, document_masking)

@@ -9,6 +9,7 @@ import datasets
 
 from dlmkit.data.files import digest, nearest
 from dlmkit.data.sources.base import Source
+from dlmkit.ranges import checked
 
 
 class HuggingFace(Source):
@@ -21,6 +22,7 @@ class HuggingFace(Source):
         column: the column that holds the text.
     """
 
+    @checked
     def __init__(self, name: str, config: str | None = None, split: str = "train", column: str = "text") -> None:
         self._name = name
         self._column = column

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from dlmkit.data.files import digest, find_files, identity
 from dlmkit.data.sources.base import Source
+from dlmkit.ranges import checked
 
 
 class JsonLines(Source):
@@ -18,31 +20,28 @@ class JsonLines(Source):
         field: the field that holds the text.
     """
 
+    @checked
     def __init__(self, files: str | Iterable[str], field: str = "text") -> None:
         self._paths = find_files(files)
         self._field = field
 
     def documents(self) -> Iterator[str]:
-        """Yield the field of each line."""
+        """Yield the field of each line; null counts as an empty document."""
+        return (text for (text,) in self.rows(self._field))
+
+    def rows(self, *fields: str) -> Iterator[tuple[str, ...]]:
+        """Yield several fields of each line; null counts as an empty text.
+
+        Raises:
+            ValueError: a line that is not one JSON object with text in these fields.
+        """
         for path in self._paths:
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield self._text(line, f"{str(path)!r} line {number}")
-
-    def _text(self, line: bytes, place: str) -> str:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is not JSON ({error}): each line must hold one JSON object") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place} holds a {type(row).__name__}: each line must hold one JSON object")
-        if self._field not in row:
-            raise ValueError(f"{place} has no field {self._field!r}: set field to one of {', '.join(sorted(row))}")
-        text = row[self._field]
-        if not isinstance(text, str):
-            raise ValueError(f"{place}: field {self._field!r} holds a {type(text).__name__}: name a field of text")
-        return text.encode(errors="replace").decode()  # JSON allows lone surrogates, UTF-8 does not
+                        place = f"{str(path)!r} line {number}"
+                        row = _parse(line, place)
+                        yield tuple(_text(row, field, place) for field in fields)
 
     @property
     def fingerprint(self) -> str:
@@ -52,6 +51,29 @@ class JsonLines(Source):
     def num_documents(self) -> int:
         """Count the lines."""
         return sum(map(_count_lines, self._paths))
+
+
+def _parse(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise ValueError(f"{place} is nested too deeply: each line must hold one plain JSON object") from error
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON ({error}): each line must hold one JSON object") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} holds a {type(row).__name__}: each line must hold one JSON object")
+    return row
+
+
+def _text(row: dict[str, Any], field: str, place: str) -> str:
+    if field not in row:
+        raise ValueError(f"{place} has no field {field!r}: set field to one of {', '.join(sorted(row)[:20])}")
+    text = row[field]
+    if not isinstance(text, str | None):
+        raise ValueError(
+            f"{place}: field {field!r} holds a {type(text).__name__}: name a field of text, or leave the line out"
+        )
+    return (text or "").encode(errors="replace").decode()  # JSON allows lone surrogates, UTF-8 does not
 
 
 def _count_lines(path: Path) -> int:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from dlmkit.data.files import digest, find_files, identity
 from dlmkit.data.sources.base import Source
+from dlmkit.ranges import checked
 
 
 class Parquet(Source):
@@ -20,6 +21,7 @@ class Parquet(Source):
         column: the column that holds the text.
     """
 
+    @checked
     def __init__(self, files: str | Iterable[str], column: str = "text") -> None:
         self._paths = find_files(files)
         self._column = column

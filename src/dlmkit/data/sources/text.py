@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from dlmkit.data.files import digest, find_files, identity
 from dlmkit.data.sources.base import Source
+from dlmkit.ranges import checked
 
 _PIECE = 2**22  # characters read at a time
 
@@ -21,17 +23,22 @@ class Text(Source):
             given on a command line as ``'\n\n'``; ``None``: each file is one document.
     """
 
+    @checked
     def __init__(self, files: str | Iterable[str], separator: str | None = None) -> None:
         if separator == "":
             raise ValueError("separator is empty: use null for one document per file, or the text between documents")
         self._paths = find_files(files)
+        if separator is None and len(self._paths) == 1:
+            self.single_document_remedy = (
+                r"set data.source.separator to the text between documents, such as '\n\n' for an empty line"
+            )
         self._separator = None if separator is None else separator.replace(r"\n", "\n").replace(r"\t", "\t")
 
     def documents(self) -> Iterator[str]:
         """Yield the documents; those between separators without empty ones and without newlines around them."""
         for path in self._paths:
             try:
-                with path.open(encoding="utf-8") as file:
+                with path.open(encoding="utf-8-sig") as file:  # a byte-order mark is no text
                     yield from self._split(file)
             except UnicodeDecodeError as error:
                 raise ValueError(
@@ -51,7 +58,8 @@ class Text(Source):
     @property
     def fingerprint(self) -> str:
         """Hash of the content of the files and of the separator."""
-        return digest(["text", identity(self._paths), self._separator])
+        marked = ["without marks"] if any(map(_has_mark, self._paths)) else []  # earlier versions kept them
+        return digest(["text", identity(self._paths), self._separator, *marked])
 
     def num_documents(self) -> int | None:
         """Return the number of files, unless they are split."""
@@ -61,3 +69,9 @@ class Text(Source):
         assert self._separator is not None
         with path.open("rb") as file:
             return sum(piece.count(self._separator.encode()) for piece in iter(lambda: file.read(_PIECE), b"")) + 1
+
+
+def _has_mark(path: Path) -> bool:
+    """Return whether a file begins with a byte-order mark."""
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dlmkit.data.files import digest
 from dlmkit.files import write_text
+from dlmkit.trust import check_target
 
 STATE_FILE = "dlmkit_tokenizer.json"
 MASK_TEXT = "[MASK]"
@@ -102,11 +103,24 @@ class Tokenizer(ABC):
         write_text(folder / STATE_FILE, json.dumps(content))
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer that :meth:`Tokenizer.save` wrote into `folder`."""
+def load_tokenizer(folder: Path, trust: Sequence[str] = ()) -> Tokenizer:
+    """Load the tokenizer that :meth:`Tokenizer.save` wrote into `folder`.
+
+    Args:
+        folder: the tokenizer's folder, which somebody else may have written.
+        trust: import paths of tokenizers that may be named, beside the kit's own.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that names a class that is not trusted.
+    """
     path = Path(folder) / STATE_FILE
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no {STATE_FILE}: name a folder written by a dlmkit run")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kind: type[Tokenizer] = getattr(importlib.import_module(content["module"]), content["class"])
-    return kind.restore(content["state"], Path(folder))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        module, name, state = content["module"], content["class"], content["state"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: take the tokenizer of another copy of the run, or train again") from error
+    check_target(f"{module}.{name}", Tokenizer, trust, str(path))
+    kind: type[Tokenizer] = getattr(importlib.import_module(module), name)
+    return kind.restore(state, Path(folder))

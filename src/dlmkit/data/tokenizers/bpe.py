@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tokenizers
@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dlmkit.data.checksums import read_cached, write_cached
+from dlmkit.data.files import writable
 from dlmkit.data.tokenizers.base import EOS_TEXT, MASK_TEXT, Tokenizer
-from dlmkit.files import write_text
+from dlmkit.data.tokenizers.damaged import damage_explained
+from dlmkit.ranges import Range, checked
 
 _NUM_SPECIAL = 2
 _SMALLEST = 256 + _NUM_SPECIAL
@@ -30,11 +33,11 @@ class BPE(Tokenizer):
         vocab_size: number of ids in all: 256 bytes, the merges and the two special ids.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        if vocab_size < _SMALLEST:
-            raise ValueError(
-                f"tokenizer.vocab_size = {vocab_size} must be at least {_SMALLEST}: 256 bytes, eos and mask"
-            )
+    @checked
+    def __init__(
+        self,
+        vocab_size: Annotated[int, Range(f"[{_SMALLEST}, 16777216]", "256 bytes, merges, eos and mask, such as 1024")],
+    ) -> None:
         self._vocab_size = vocab_size
         self._model: tokenizers.Tokenizer | None = None
 
@@ -43,12 +46,16 @@ class BPE(Tokenizer):
         if self._model is not None:
             return
         path = cache_dir / f"bpe-{self.vocab_size}.json"
-        if not path.is_file():
-            write_text(path, _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str())
-        self._set_model(path.read_text(encoding="utf-8"))
+        definition = read_cached(path)
+        if definition is None:
+            writable(cache_dir)
+            definition = _train(documents(), self.vocab_size - _NUM_SPECIAL).to_str()
+            write_cached(path, definition)
+        self._set_model(definition)
 
     def _set_model(self, definition: str) -> None:
-        self._model = tokenizers.Tokenizer.from_str(definition)
+        with damage_explained("this is no BPE tokenizer, take it from another run"):
+            self._model = tokenizers.Tokenizer.from_str(definition)
 
     @property
     def model(self) -> tokenizers.Tokenizer:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlmkit.data.checksums import read_cached, write_cached
+from dlmkit.data.files import writable
 from dlmkit.data.tokenizers.base import Tokenizer
-from dlmkit.files import write_text
 
 UNKNOWN_TEXT = "\ufffd"
 
@@ -30,12 +31,15 @@ class Characters(Tokenizer):
         if self._codes is not None:
             return
         path = cache_dir / "characters.json"
-        if not path.is_file():
+        content = read_cached(path)
+        if content is None:
+            writable(cache_dir)
             alphabet: set[str] = set()
             for text in documents():
                 alphabet.update(text)
-            write_text(path, json.dumps("".join(sorted(alphabet))))
-        self._set_alphabet(json.loads(path.read_text(encoding="utf-8")))
+            content = json.dumps("".join(sorted(alphabet)))
+            write_cached(path, content)
+        self._set_alphabet(json.loads(content))
 
     def _set_alphabet(self, alphabet: str) -> None:
         self._codes = _code_points(alphabet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dlmkit.data.files import digest, nearest
 from dlmkit.data.tokenizers.base import Tokenizer
+from dlmkit.data.tokenizers.damaged import damage_explained
+from dlmkit.ranges import Range, checked
+
+TokenId = Annotated[int, Range("[0, 2147483647]", "use an id of the tokenizer, or new")]
 
 
 class HuggingFace(Tokenizer):
@@ -26,9 +30,9 @@ class HuggingFace(Tokenizer):
         eos: the token that ends documents; ``None`` for the tokenizer's own.
     """
 
-    def __init__(self, name: str, mask: str | int = "new", eos: str | None = None) -> None:
+    @checked
+    def __init__(self, name: str, mask: str | TokenId = "new", eos: str | None = None) -> None:
         self.pretrained = _load(name)
-        self._mask = mask
         self._eos = eos
         self._mask_id = _find_mask(self.pretrained, name, mask)
         self._eos_id = _find_eos(self.pretrained, name, eos)
@@ -91,13 +95,18 @@ class HuggingFace(Tokenizer):
         return digest([_definition(self.pretrained), self._mask_id, self._eos_id])
 
     def state(self) -> dict[str, Any]:
-        """Return the special tokens; transformers saves the vocabulary in the same folder."""
-        return {"mask": self._mask, "eos": self._eos}
+        """Return the special tokens; transformers saves the vocabulary in the same folder.
+
+        The mask is its id: in an exported folder a new one is a token of the vocabulary, not one more.
+        """
+        return {"mask": self._mask_id, "eos": self._eos}
 
     @classmethod
     def restore(cls, state: dict[str, Any], folder: Path) -> HuggingFace:
-        """Rebuild from the folder."""
-        return cls(str(folder), state["mask"], state["eos"])
+        """Rebuild from the folder; the mask is an id, or in folders of dlmkit 0.1 what was typed."""
+        mask, eos = state["mask"], state["eos"]
+        tokenizer = cls(str(folder), mask if isinstance(mask, str) else "new", eos)
+        return tokenizer if mask in (tokenizer.mask_id, "new") else cls(str(folder), mask, eos)
 
     def for_transformers(self) -> PreTrainedTokenizerBase:
         """Return a copy of the tokenizer."""
@@ -114,7 +123,10 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     if name.startswith((".", "/", "~")) and not local.is_dir():
         raise ValueError(f"tokenizer.name = {name!r} is not a folder: {nearest(name)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name)
+        with damage_explained(
+            f"tokenizer.name = {name!r} holds no tokenizer that can be read: save or download it again"
+        ):
+            tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
             f"tokenizer.name = {name!r} is neither a folder with a tokenizer nor reachable on the hub: check the name, "

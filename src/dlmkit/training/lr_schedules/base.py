@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
+
+from dlmkit.ranges import Range
 
 LRSchedule = Callable[[int], float]
 """From the number of finished optimizer steps to the factor for the next one."""
+
+WarmupSteps = Annotated[int, Range("[0, 1000000000]", "use 0 for none")]
 
 
 def check_warmup(warmup_steps: int, num_steps: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dlmkit.training.lr_schedules.base import check_warmup
+from dlmkit.ranges import Count, checked
+from dlmkit.training.lr_schedules.base import WarmupSteps, check_warmup
 
 
 class WarmupConstant:
@@ -13,7 +14,8 @@ class WarmupConstant:
         warmup_steps: the first steps, at most `num_steps`.
     """
 
-    def __init__(self, num_steps: int, warmup_steps: int) -> None:
+    @checked
+    def __init__(self, num_steps: Count, warmup_steps: WarmupSteps) -> None:
         check_warmup(warmup_steps, num_steps)
         self.warmup_steps = warmup_steps
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from dlmkit.training.lr_schedules.base import check_warmup
+from dlmkit.ranges import Count, Range, checked
+from dlmkit.training.lr_schedules.base import WarmupSteps, check_warmup
 
 
 class WarmupCosine:
@@ -16,10 +18,14 @@ class WarmupCosine:
         final: factor at the end, in [0, 1].
     """
 
-    def __init__(self, num_steps: int, warmup_steps: int, final: float) -> None:
+    @checked
+    def __init__(
+        self,
+        num_steps: Count,
+        warmup_steps: WarmupSteps,
+        final: Annotated[float, Range("[0, 1]", "it is the last factor on the learning rate, try 0.1")],
+    ) -> None:
         check_warmup(warmup_steps, num_steps)
-        if not 0.0 <= final <= 1.0:
-            raise ValueError(f"final {final} is outside [0, 1]: it is the last factor on the learning rate, try 0.1")
         self.num_steps, self.warmup_steps, self.final = num_steps, warmup_steps, final
 
     def __call__(self, step: int) -> float:
