@@ -86,7 +86,7 @@ def dlmkit_step(backbone: HFBackbone, shape: Shape) -> Step:
         scored[:, 0] = False  # no output predicts token 0
         x_t = process.corrupt(x_0, t, scored, generator)
         noised = Noised(x_0, x_t, t, scored, torch.ones_like(t))
-        return losses(objective, process, backbone, noised).loss.sum() / scored.sum()
+        return losses(objective, process, backbone, noised).total / scored.sum()
 
     return step
 

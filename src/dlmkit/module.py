@@ -140,7 +140,7 @@ class DiffusionLM(pl.LightningModule):
         num_scored = batch.scored.sum().clamp_min(1)
         self.log("train/loss", token_loss.loss.detach().sum() / num_scored, prog_bar=True)
         self.log("train/nll", token_loss.nll.sum() / num_scored)
-        loss = token_loss.loss.sum()
+        loss = token_loss.total
         if self.ar_weight:
             ar_loss = next_token_loss(self.backbone, batch, times.t)
             self.log("train/ar_nll", ar_loss.detach() / num_scored)

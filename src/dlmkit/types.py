@@ -158,17 +158,31 @@ class NetworkInput:
     cache: Cache | None = None
 
 
+class WeightedNLL(NamedTuple):
+    """Negative log-probabilities of tokens and their weighted sum, nats; both are differentiable.
+
+    Attributes:
+        total: scalar, the sum of weight * values.
+        values: float32 [N].
+    """
+
+    total: Tensor
+    values: Tensor
+
+
 class Prediction(Protocol):
     """A network's prediction, whose logits are evaluated at the positions that a caller selects."""
 
     def logits(self, where: Tensor) -> Tensor:
         """Return float32 logits [N, V] at the N True entries of `where` (bool [B, L]), the mask token at -inf."""
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is int64 [B, L].
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is int64 [B, L]."""
 
-        `weight` [N] makes the gradient cheaper: the factor that the loss multiplies each value by, up to a common
-        one. It does not change the values, and a wrong weight costs time only.
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) at the True entries of `where`, and its sum with `weight` [N].
+
+        The gradient of the sum is cheaper than that of anything else that is computed from the values.
         """
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
@@ -211,10 +225,18 @@ class TokenLoss:
         nll: float [B, L], detached, `Noised.weight` included unless the objective is exact. Its sum over L, and over
             the copies of a sequence, estimates the diffusion term of the bound without bias (exact: it is
             -log p(x_0)); evaluation uses it alone.
+        fused: scalar, the sum of `loss` over B and L whose gradient the objective had computed with it; ``None`` where
+            that comes from `loss`.
     """
 
     loss: Tensor
     nll: Tensor
+    fused: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of `loss`, a scalar; training differentiates it, which may cost less than by way of `loss`."""
+        return self.loss.sum() if self.fused is None else self.fused
 
 
 @dataclass(frozen=True)

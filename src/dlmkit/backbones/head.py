@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dlmkit.backbones.fused_log_prob import CHUNK_ELEMENTS, fused_log_prob
+from dlmkit.backbones.weighted_nll import weighted_nll
+from dlmkit.types import WeightedNLL
 
 
 @dataclass(frozen=True)
@@ -77,24 +79,36 @@ class HeadPrediction:
         """Return float32 logits [N, V] at the True entries of `where` (bool [B, L]), the mask token at -inf."""
         return self._logits(self.hidden[where])
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens), float32 [N], at the True entries of `where`; the head runs there alone, in chunks.
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Return log p(tokens), float32 [N], at the True entries of `where`; the head runs there alone, in pieces.
 
         Args:
             tokens: int64 [B, L].
             where: bool [B, L].
-            weight: [N], the factor of each value in the loss, up to a common one. Where it is given, the head's
-                gradient is computed in the forward pass, without recomputing the logits.
         """
-        targets = tokens[where]
-        if self.head.is_linear:
-            head = self.head
-            return fused_log_prob(self.hidden[where], head.weight, head.bias, targets, weight, self.mask_id, head.scale)
+        targets, head = tokens[where], self.head
+        if head.is_linear:
+            return fused_log_prob(self.hidden[where], head.weight, head.bias, targets, self.mask_id, head.scale)
 
         def pick(logits: Tensor, target: Tensor) -> Tensor:
             return logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
 
         return self.map_logits(pick, where, targets)
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) at the True entries of `where` and its sum with `weight`, whose gradient comes with it.
+
+        Args:
+            tokens: int64 [B, L].
+            where: bool [B, L].
+            weight: [N], the factor of each value in the sum.
+        """
+        head = self.head
+        if head.is_linear and torch.is_grad_enabled():
+            hidden, targets = self.hidden[where], tokens[where]
+            return weighted_nll(hidden, head.weight, head.bias, targets, weight, self.mask_id, head.scale)
+        values = -self.token_log_prob(tokens, where)
+        return WeightedNLL((values * weight.to(values.dtype)).sum(), values)
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(logits [n, V], *arguments [n]) -> [n], over the True entries of `where`, in chunks.

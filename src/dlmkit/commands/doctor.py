@@ -89,7 +89,7 @@ def smoke(family: str) -> tuple[float, float]:
     draw = module.t_sampler.sample(len(batch), generator_for("cpu", 0))
     times = TimeDraw(draw.t.to(device), draw.weight.to(device))
     noised = module.corruption.draw(module.process, batch, times, range(len(batch)), "doctor")
-    loss = losses(module.objective, module.process, module.backbone, noised).loss.sum() / batch.scored.sum()
+    loss = losses(module.objective, module.process, module.backbone, noised).total / batch.scored.sum()
     loss.backward()
     optimizer.step()
     return time.perf_counter() - begin, float(loss.detach())
