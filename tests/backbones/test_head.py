@@ -28,6 +28,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_log_prob, "TILE_ELEMENTS", {"cpu": 1})
     monkeypatch.setattr(weighted_nll, "ROWS_ELEMENTS", {"cpu": 1})
     monkeypatch.setattr(weighted_nll, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(weighted_nll, "ROW_ALIGNMENT", {"cpu": 64})
 
 
 class Case:
@@ -163,6 +164,18 @@ def test_log_probabilities_under_autocast(keywords, weighted, chunked):
     for one, other in zip(torch.autograd.grad(total, case.leaves), case.gradients(reference), strict=True):
         assert one.dtype == torch.float32
         assert float((one - other).norm() / other.norm()) < 0.02
+
+
+@pytest.mark.parametrize("mask_id", [None, 3])
+def test_the_expression_that_is_compiled_on_a_gpu_is_the_softmax_in_tiles(mask_id):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, 64, generator=generator)
+    tokens = torch.randint(4, 61, (5,), generator=generator)
+    in_tiles, whole = logits.clone(), logits.clone()
+    values = weighted_nll._softmax_in_tiles(in_tiles, tokens, 61, mask_id)
+    torch.testing.assert_close(weighted_nll._softmax_whole(whole, tokens, 61, mask_id), values)
+    torch.testing.assert_close(whole, in_tiles)
+    assert (whole[:, 61:] == 0).all()
 
 
 def test_token_log_prob_with_bfloat16_weights(chunked):

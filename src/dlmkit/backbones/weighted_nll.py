@@ -5,7 +5,7 @@ Shapes: N positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -20,11 +20,14 @@ from dlmkit.types import WeightedNLL
 ROWS_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that are held at a time, in whole rows of the vocabulary, of the type of the products."""
 
+ROW_ALIGNMENT = {"cpu": 1, "cuda": 64}
+"""Rows of logits are padded to a multiple of this; matrix units of a GPU want rows that begin at whole 16 bytes."""
+
 TILE_ELEMENTS = 2**21
 """Float32 logits that a CPU works on at a time: what stays in its cache."""
 
-Softmax = Callable[[Tensor, Tensor, int | None], Tensor]
-"""(logits [n, V], tokens [n], mask_id) -> nll [n], float32; the logits become softmax - one-hot."""
+Softmax = Callable[[Tensor, Tensor, int, int | None], Tensor]
+"""(logits [n, >= V], tokens [n], V, mask_id) -> nll [n], float32; the logits become softmax - one-hot, 0 beyond V."""
 
 
 def weighted_nll(
@@ -73,11 +76,11 @@ class _WeightedNLL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = product_dtype(hidden)
         values = torch.empty(tokens.shape, device=hidden.device)
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        table = _padded(weight, dtype)
+        gradients = _Gradients(hidden, weight, bias, len(table), ctx.needs_input_grad)
         with torch.autocast(hidden.device.type, enabled=False):
-            table = weight.to(dtype)
             for rows, logits in _logits(hidden.to(dtype), table, bias, scale):
-                values[rows] = _softmax_of(logits)(logits, tokens[rows], mask_id)
+                values[rows] = _softmax_of(logits)(logits, tokens[rows], len(weight), mask_id)
                 gradients.add(rows, logits, table, hidden[rows], token_weight[rows] * scale)
         ctx.save_for_backward(hidden, weight, bias, tokens, token_weight)
         ctx.gradients = gradients
@@ -95,18 +98,19 @@ class _WeightedNLL(torch.autograd.Function):
         return *made, None, None, None, None
 
 
-def _recomputed(ctx: Any, grad_total: Tensor | None, grad_values: Tensor | None) -> Iterable[Tensor | None]:
+def _recomputed(ctx: Any, grad_total: Tensor | None, grad_values: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of hidden, weight and bias for any gradients of `_WeightedNLL`'s results."""
-    *inputs, tokens, token_weight = ctx.saved_tensors
-    leaves = [None if one is None else one.detach().requires_grad_(True) for one in inputs]
-    is_low = ctx.dtype != leaves[0].dtype
-    with torch.enable_grad(), torch.autocast(leaves[0].device.type, ctx.dtype, enabled=is_low):
-        values = -fused_log_prob(*leaves, tokens, ctx.mask_id, ctx.scale)
+    hidden, weight, bias, tokens, token_weight = ctx.saved_tensors
+    leaves = [one.detach().requires_grad_(True) for one in (hidden, weight, bias) if one is not None]
+    bias = None if bias is None else leaves[2]
+    is_low = ctx.dtype != hidden.dtype
+    with torch.enable_grad(), torch.autocast(hidden.device.type, ctx.dtype, enabled=is_low):
+        values = -fused_log_prob(leaves[0], leaves[1], bias, tokens, ctx.mask_id, ctx.scale)
         total = (values * token_weight).sum()
     results = [(total, grad_total), (values, grad_values)]
     outputs, grads = zip(*((out, grad) for out, grad in results if grad is not None), strict=True)
-    made = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], grads))
-    return [None if leaf is None else next(made) for leaf in leaves]
+    made = torch.autograd.grad(outputs, leaves, grads)
+    return (*made, None)[:3]
 
 
 class _Gradients:
@@ -116,26 +120,35 @@ class _Gradients:
         hidden: [N, D].
         weight: [V, D].
         bias: [V] or ``None``.
+        num_columns: of the logits, V or more.
         needed: whether the gradients of these three are.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, num_columns: int, needed: tuple[bool, ...]
+    ) -> None:
+        self.vocab_size = len(weight)
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self.weight = torch.empty_like(weight) if needed[1] else None
-        self.bias = torch.zeros_like(bias) if bias is not None and needed[2] else None
+        self.weight = weight.new_empty(num_columns, weight.shape[1]) if needed[1] else None
+        self.bias = bias.new_zeros(num_columns) if bias is not None and needed[2] else None
         if not len(hidden) and self.weight is not None:
             self.weight.zero_()
 
     def add(self, rows: slice, delta: Tensor, table: Tensor, hidden: Tensor, factor: Tensor) -> None:
-        """Add the rows' part: delta [n, V] is softmax - one-hot, `factor` [n] what it counts in the sum."""
+        """Add the part of some rows.
+
+        Args:
+            rows: which ones.
+            delta: [n, num_columns], softmax - one-hot.
+            table: [num_columns, D], of the type of the products.
+            hidden: [n, D].
+            factor: [n], what each row counts in the sum.
+        """
         if self.hidden is not None:
             self.hidden[rows] = (delta @ table).to(self.hidden.dtype).mul_(factor[:, None])
         if self.weight is not None:
-            weighted = (hidden * factor[:, None]).to(delta.dtype)
-            if rows.start == 0:
-                _product_into(self.weight, delta.t(), weighted)
-            else:
-                _add_product(self.weight, delta.t(), weighted)
+            write = _product_into if rows.start == 0 else _add_product
+            write(self.weight, delta.t(), (hidden * factor[:, None]).to(delta.dtype))
         if self.bias is not None:
             self.bias += factor.to(delta.dtype) @ delta
 
@@ -144,19 +157,31 @@ class _Gradients:
         for gradient in (self.hidden, self.weight, self.bias):
             if gradient is not None:
                 gradient.mul_(factor)
-        return self.hidden, self.weight, self.bias
+        weight = None if self.weight is None else self.weight[: self.vocab_size]
+        return self.hidden, weight, None if self.bias is None else self.bias[: self.vocab_size]
+
+
+def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the table in the type of the products, with rows of zeros up to the alignment of the logits."""
+    vocab_size, width = weight.shape
+    missing = -vocab_size % ROW_ALIGNMENT.get(weight.device.type, 1)
+    if not missing:
+        return weight.to(dtype)
+    table = weight.new_zeros(vocab_size + missing, width, dtype=dtype)
+    table[:vocab_size] = weight
+    return table
 
 
 def _logits(hidden: Tensor, table: Tensor, bias: Tensor | None, scale: float) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows, their logits [n, V]) of the type of the products; a piece overwrites the one before."""
-    vocab_size, num_rows = table.shape[0], hidden.shape[0]
-    most = max(64, ROWS_ELEMENTS.get(hidden.device.type, ROWS_ELEMENTS["cpu"]) // vocab_size)
-    buffer = torch.empty(min(most, num_rows), vocab_size, dtype=hidden.dtype, device=hidden.device)
+    """Yield (rows, their logits [n, num_columns]) of the type of the products; a piece overwrites the one before."""
+    num_columns, num_rows = table.shape[0], hidden.shape[0]
+    most = max(64, ROWS_ELEMENTS.get(hidden.device.type, ROWS_ELEMENTS["cpu"]) // num_columns)
+    buffer = torch.empty(min(most, num_rows), num_columns, dtype=hidden.dtype, device=hidden.device)
     for start in range(0, num_rows, most):
         rows = slice(start, min(start + most, num_rows))
         logits = torch.mm(hidden[rows], table.t(), out=buffer[: rows.stop - start])
         if bias is not None:
-            logits += bias.to(logits.dtype)
+            logits[:, : len(bias)] += bias.to(logits.dtype)
         if scale != 1.0:
             logits *= scale
         yield rows, logits
@@ -167,13 +192,14 @@ def _softmax_of(logits: Tensor) -> Softmax:
     return _compiled_softmax() if logits.is_cuda and has_triton() else _softmax_in_tiles
 
 
-def _softmax_in_tiles(logits: Tensor, tokens: Tensor, mask_id: int | None) -> Tensor:
-    num_rows, vocab_size = logits.shape
+def _softmax_in_tiles(logits: Tensor, tokens: Tensor, vocab_size: int, mask_id: int | None) -> Tensor:
+    num_rows, num_columns = logits.shape
+    logits[:, vocab_size:] = float("-inf")
     if mask_id is not None:
         logits[:, mask_id] = float("-inf")
     values = torch.empty(num_rows, device=logits.device)
-    most = max(1, TILE_ELEMENTS // vocab_size)
-    scratch = torch.empty(min(most, num_rows), vocab_size, device=logits.device)
+    most = max(1, TILE_ELEMENTS // num_columns)
+    scratch = torch.empty(min(most, num_rows), num_columns, device=logits.device)
     for start in range(0, num_rows, most):
         rows = slice(start, min(start + most, num_rows))
         tile, column = logits[rows], tokens[rows, None]
@@ -186,24 +212,29 @@ def _softmax_in_tiles(logits: Tensor, tokens: Tensor, mask_id: int | None) -> Te
     return values
 
 
-def _softmax_whole(logits: Tensor, tokens: Tensor, mask_id: int | None) -> Tensor:
-    """As `_softmax_in_tiles`, as one expression for a compiler to fuse: two passes over the logits."""
+def _softmax_whole(logits: Tensor, tokens: Tensor, vocab_size: int, mask_id: int | None) -> Tensor:
+    """As `_softmax_in_tiles`, as one expression for a compiler to fuse."""
     columns = torch.arange(logits.shape[1], device=logits.device)
-    exact = logits.float()
+    allowed = columns < vocab_size
     if mask_id is not None:
-        exact = exact.masked_fill(columns == mask_id, float("-inf"))
-    top = exact.amax(-1, keepdim=True)
-    log_sum = top + (exact - top).exp().sum(-1, keepdim=True).log()
+        allowed &= columns != mask_id
+    exact = logits.float().masked_fill(~allowed, float("-inf"))
+    log_sum = exact.logsumexp(-1, keepdim=True)
     values = (log_sum - exact.gather(-1, tokens[:, None]))[:, 0]
-    delta = (exact - log_sum).exp() - (columns == tokens[:, None]).float()
-    logits.copy_(delta)
+    logits.copy_((exact - log_sum).exp() - (columns == tokens[:, None]).float())
     return values
 
 
 @cache
 def _compiled_softmax() -> Softmax:
-    compiled: Softmax = torch.compile(_softmax_whole, dynamic=True)
-    return compiled
+    compiled = torch.compile(_softmax_whole)
+
+    def softmax(logits: Tensor, tokens: Tensor, vocab_size: int, mask_id: int | None) -> Tensor:
+        for tensor in (logits, tokens):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # the number of masked positions is another one at each step
+        return compiled(logits, tokens, vocab_size, mask_id)
+
+    return softmax
 
 
 def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
