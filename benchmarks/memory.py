@@ -87,10 +87,10 @@ def llama(layers: int, hidden: int, heads: int, inner: int, vocab: int, length: 
 
 SHAPES = {
     "gpt2_16m": gpt2(4, 256, 4, length=512, batch=8),
-    "gpt2_51m": gpt2(8, 512, 8, length=1024, batch=2),
+    "gpt2_51m": gpt2(8, 512, 8, length=1024, batch=1),
     "gpt2_127m": gpt2(12, 768, 12, length=512, batch=2),
-    "llama_14m": llama(6, 320, 5, 864, vocab=8192, length=256, batch=16),
-    "llama_110m": llama(10, 768, 12, 2048, vocab=32_000, length=256, batch=4),
+    "llama_14m": llama(6, 320, 5, 864, vocab=8192, length=256, batch=8),
+    "llama_110m": llama(10, 768, 12, 2048, vocab=32_000, length=256, batch=2),
     "gpt2_127m_gpu": gpt2(12, 768, 12, length=512, batch=32),
     "gpt2_355m_gpu": gpt2(24, 1024, 16, length=1024, batch=8),
     "llama_1b3_gpu": llama(24, 2048, 16, 5504, vocab=32_000, length=2048, batch=2),
@@ -372,13 +372,14 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.shape or [name for name in SHAPES if name.endswith("_gpu") == (device == "cuda")]
     objectives = options.objective or ["masked", "autoregressive"]
     torch.set_num_threads(1)
+    machine = describe_machine(device)
     cases = [
         measure(Case(name, objective, recomputed, device))
         for name in names
         for objective in objectives
         for recomputed in (False, True)
     ]
-    results = {"date": datetime.date.today().isoformat(), "machine": describe_machine(device), "cases": cases}
+    results = {"date": datetime.date.today().isoformat(), "machine": machine, "cases": cases}
     write(results, options.out)
     print(table(results))
     wrong = [one for one in cases for what in ("peak_bytes", "flops") if abs(off(one, what) or 0.0) > TOLERANCE]

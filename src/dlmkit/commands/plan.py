@@ -81,6 +81,7 @@ def job_of(config: DictConfig, vocab_size: int | None, device_type: str) -> Job:
         vocab_size: V, where the user states it.
         device_type: "cpu" or "cuda".
     """
+    checkpointing = bool(config.backbone.get("gradient_checkpointing", False))
     if config.backbone.get("name") is not None:
         _take_shape(config, vocab_size)
     else:
@@ -104,7 +105,7 @@ def job_of(config: DictConfig, vocab_size: int | None, device_type: str) -> Job:
         ranks=ranks,
         strategy=_strategy(config, ranks),
         precision=precision_of(str(config.trainer.precision), device_type),
-        checkpointing=bool(config.backbone.get("gradient_checkpointing", False)),
+        checkpointing=checkpointing,
         device_type=device_type,
     )
 

@@ -126,13 +126,12 @@ class MemoryModel:
         def fits(size: int) -> bool:
             return self.at(size, checkpointing, strategy).peak <= memory
 
-        # Of one micro-batch gradients need not be there from the start, but they spare no more than their own bytes.
-        if limit > 1:
-            accumulated = self._tracer(checkpointing, strategy, accumulates=True).at(limit).peak
-            if fixed.all_along + accumulated - fixed.gradients <= memory and fits(limit):
-                return limit
-        elif fits(1):
-            return 1
+        # One micro-batch alone has no gradients before it, which spares no more than their bytes: where earlier traces
+        # rule it out, it is not traced.
+        accumulating = self._tracers.get((checkpointing, strategy == "fsdp2", True))
+        least = 0.0 if accumulating is None else fixed.all_along + accumulating.at(limit).peak - fixed.gradients
+        if least <= memory and fits(limit):
+            return limit
         low, high = 0, limit
         while high - low > 1:
             middle = (low + high) // 2

@@ -50,8 +50,8 @@ def _network(plan: Plan) -> Iterator[Row]:
     yield Row("  trained", (f"{parameters.trained:,}",), "counted")
     yield Row("  frozen", (f"{parameters.frozen:,}",), "counted")
     yield Row("  embeddings", (f"{parameters.embeddings:,}",), "counted: tables of tokens and positions, and the head")
-    yield Row("head runs at", (f"{plan.head_share:.0%}",), "of the positions: mean over t of the share that is noisy")
-    yield Row("FLOPs per token", (f"{operations.training:.4g}",), "Backbone.flops_per_token, forward and backward pass")
+    yield Row("head runs at", (f"{plan.head_share:.0%}",), "of the positions: mean of the noisy share over t")
+    yield Row("FLOPs per token", (f"{operations.training:.4g}",), "Backbone.flops_per_token: forward and backward pass")
     yield Row(
         "  recomputed", (f"{operations.recomputed:.4g}",), "gradient checkpointing: the trunk's forward pass again"
     )
