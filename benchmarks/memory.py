@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -374,14 +375,11 @@ def main(arguments: list[str] | None = None) -> int:
     objectives = options.objective or ["masked", "autoregressive"]
     torch.set_num_threads(1)
     machine = describe_machine(device)
-    cases = [
-        measure(Case(name, objective, recomputed, device))
-        for name in names
-        for objective in objectives
-        for recomputed in (False, True)
-    ]
+    cases: list[dict[str, Any]] = []
     results = {"date": datetime.date.today().isoformat(), "machine": machine, "cases": cases}
-    write(results, options.out)
+    for objective, recomputed, name in itertools.product(objectives, (False, True), names):
+        cases.append(measure(Case(name, objective, recomputed, device)))
+        write(results, options.out)  # after each, so that a run that is stopped has what it measured
     print(table(results))
     wrong = [one for one in cases for what in ("peak_bytes", "flops") if abs(off(one, what) or 0.0) > TOLERANCE]
     return 1 if wrong else 0
