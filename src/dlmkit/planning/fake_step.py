@@ -23,6 +23,7 @@ from dlmkit.backbones.attention import plain_mask
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.block_layout import block_layout
 from dlmkit.backbones.head import HeadPrediction
+from dlmkit.backbones.hf.fake import plain_positions
 from dlmkit.objectives.block import num_blocks
 from dlmkit.planning.head import HeadBuffers, HeadStandIn, Way, head_buffer_bytes, way_of
 from dlmkit.planning.job import Job
@@ -88,7 +89,7 @@ def count(job: Job, backbone: Backbone, micro_size: int) -> Counts:
             warnings.simplefilter("ignore")
             make_fake(fake, job.precision.weights)
             step = FakeStep(job, fake)
-            with step.live, KernelsOf(job.device_type):
+            with plain_positions(), step.live, KernelsOf(job.device_type):
                 return step.run(micro_size)
     finally:
         for cached in (block_layout, plain_mask):  # they may hold fake masks now

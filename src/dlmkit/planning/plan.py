@@ -156,11 +156,16 @@ def make_plan(job: Job, assumptions: Assumptions) -> Plan:
 def count_parameters(network: Backbone) -> Parameters:
     """Return the numbers of a network's weights."""
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    inside = {id(parameter) for unit in network.sharding_units() for parameter in unit.parameters()}
-    tables: dict[int, int] = {}
+    return Parameters(trained, network.num_params - trained, sum(_tables(network).values()))
+
+
+def _tables(network: Backbone) -> dict[int, int]:
+    """Return the sizes of the tables that have a row for each token or position: embeddings, and a head of its own."""
+    embeddings = [module for module in network.modules() if isinstance(module, nn.Embedding)]
+    widths = {module.embedding_dim for module in embeddings}
+    tables = {id(module.weight): module.weight.numel() for module in embeddings}
+    inside = {id(module) for unit in network.sharding_units() for module in unit.modules()}
     for module in network.modules():
-        is_head = isinstance(module, nn.Linear) and module.out_features >= network.vocab_size
-        if isinstance(module, nn.Embedding | nn.Linear) and (is_head or isinstance(module, nn.Embedding)):
-            tables[id(module.weight)] = module.weight.numel() if id(module.weight) not in inside else 0
-    embeddings = sum(tables.values())
-    return Parameters(trained, network.num_params - trained, embeddings)
+        if isinstance(module, nn.Linear) and id(module) not in inside and module.in_features in widths:
+            tables[id(module.weight)] = module.weight.numel()
+    return tables
