@@ -53,7 +53,7 @@ def test_the_two_commands_stand_in_the_readme():
 
 
 def test_there_are_commands_of_every_kind():
-    every = {"train", "report", "sample", "check", "export", "import", "doctor"}
+    every = {"train", "report", "sample", "check", "export", "import", "doctor", "plan"}
     assert {command.split()[1] for command in COMMANDS} == every
 
 

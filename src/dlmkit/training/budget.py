@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
+from dlmkit.backbones.base import Backbone
 from dlmkit.corruption.base import Corruption
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.types import TimeDraw
 
-if TYPE_CHECKING:
-    from dlmkit.module import DiffusionLM
-
 NUM_TIMES = 1024
 """Midpoints of the mean over continuous time."""
 
 
-def flops_per_token(module: DiffusionLM, length: int) -> float:
+class Trained(Protocol):
+    """What decides the operations of a step; a DiffusionLM has it, and a plan's job."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network."""
+
+    @property
+    def objective(self) -> Objective[Any]:
+        """The loss."""
+
+    @property
+    def process(self) -> ForwardProcess:
+        """The noise."""
+
+    @property
+    def corruption(self) -> Corruption:
+        """How noise is drawn for a batch."""
+
+    @property
+    def ar_weight(self) -> float:
+        """Weight of an auxiliary next-token loss; 0 for none."""
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of block diffusion."""
+
+
+def flops_per_token(module: Trained, length: int) -> float:
     """Return forward + backward operations per token that a step trains on, with the module's present settings.
 
     A token counts once, however many noisy copies of it the step reads. The operations are those of all its copies,
