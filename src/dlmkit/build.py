@@ -11,14 +11,13 @@ import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
 from dlmkit.callbacks.finite import FiniteSteps
-from dlmkit.checkpoints.io import KitCheckpointIO, ShardedStrategy, check_strategy
+from dlmkit.checkpoints.io import KitCheckpointIO
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
 from dlmkit.corruption.base import Corruption
@@ -31,6 +30,7 @@ from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
+from dlmkit.strategies import OWN, check_strategy
 from dlmkit.t_samplers.base import TimeSampler
 
 
@@ -185,8 +185,7 @@ def build_trainer(
         steps_done: steps of a resumed run that stay in its logs.
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    if isinstance(options["strategy"], dict):
-        options["strategy"] = _strategy(options["strategy"])
+    options["strategy"] = build_strategy(options["strategy"])
     loggers = build_loggers(config, run_dir, steps_done)
     try:
         trainer = pl.Trainer(
@@ -212,12 +211,13 @@ def build_trainer(
     return trainer
 
 
-def _strategy(node: dict[str, Any]) -> Strategy:
-    """Build a strategy; in the place of Lightning's FSDP2 the kit's, which verifies checkpoints."""
-    sharded = get_object(node["_target_"]) is ModelParallelStrategy
-    target = f"{ShardedStrategy.__module__}.{ShardedStrategy.__qualname__}" if sharded else node["_target_"]
-    strategy: Strategy = instantiate({**node, "_target_": target})
-    return strategy
+def build_strategy(node: Any) -> Any:
+    """Build the strategy of `trainer.strategy`: Lightning's own words as they are, a `_target_` as an object."""
+    if not isinstance(node, dict):
+        return node
+    target = get_object(node["_target_"])
+    own = OWN.get(target, target)
+    return instantiate({**node, "_target_": f"{own.__module__}.{own.__qualname__}"})
 
 
 def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Logger]:

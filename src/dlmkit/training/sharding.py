@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -49,6 +50,15 @@ def reduce_replicated(gradients: Sequence[Tensor], mean: Callable[[Tensor], Tens
     for gradient in gradients:
         if not isinstance(gradient, DTensor):
             gradient.copy_(mean(gradient))
+
+
+def move_replicated(network: nn.Module, device: torch.device) -> None:
+    """Move to a device, in place, what of a network is not sharded; its shards stay in main memory."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, DTensor) else tensor.to(device)
+
+    network._apply(moved)  # what nn.Module.to calls
 
 
 def gathered(tensor: Tensor) -> Tensor:
