@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import sys
@@ -22,7 +23,8 @@ def on_ranks(work: Callable[[int], int | None], world_size: int = 2) -> None:
         outputs = [Path(folder) / str(rank) for rank in range(world_size)]
         children = [_forked(work, rank, world_size, port, output) for rank, output in enumerate(outputs)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert not any(codes), "\n".join(f"rank {rank}: {out.read_text()}" for rank, out in enumerate(outputs))
+        printed = "\n".join(f"rank {rank}: {out.read_text()}" for rank, out in enumerate(outputs))
+        assert not any(codes), f"exit codes {codes}\n{printed}"
 
 
 def train_on_ranks(*arguments: str, code: int = 0, world_size: int = 2) -> None:
@@ -45,6 +47,7 @@ def _forked(work: Callable[[int], int | None], rank: int, world_size: int, port:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file  # in the place of pytest's
+        faulthandler.enable(file, all_threads=False)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -224,4 +224,9 @@ def _copy_weights(backbone: Backbone, content: dict[str, Any], file: Path) -> No
                 f"{file} has {key} of shape {tuple(value.shape)}, this backbone needs {tuple(own[key].shape)}:"
                 " use the same backbone sizes and tokenizer as the run it comes from"
             )
-    backbone.load_state_dict({**own, **weights})
+    if backbone.deferred is None:
+        backbone.load_state_dict({**own, **weights})
+        return
+    for key, parameter in backbone.named_parameters():
+        if key in weights:
+            backbone.deferred.read_from(parameter, lambda rows, value=weights[key]: value[rows])  # type: ignore[misc]

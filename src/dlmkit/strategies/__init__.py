@@ -6,7 +6,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from dlmkit.strategies.sharded import ShardedStrategy
 
-OWN = {ModelParallelStrategy: ShardedStrategy}
+OWN: dict[object, type[Strategy]] = {ModelParallelStrategy: ShardedStrategy, ShardedStrategy: ShardedStrategy}
 """Lightning's strategies with checkpoints of their own, and the kit's in their place."""
 
 

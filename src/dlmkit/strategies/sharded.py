@@ -22,6 +22,7 @@ from typing_extensions import override
 from dlmkit.checkpoints import shards
 from dlmkit.checkpoints.container import read
 from dlmkit.checkpoints.verify import shards_of
+from dlmkit.module import DiffusionLM
 from dlmkit.ranges import Count, checked
 from dlmkit.training.sharding import move_replicated
 
@@ -78,6 +79,8 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.cpu_offload and self.root_device.type == "cuda" and self._process_group_backend is None:
             self._process_group_backend = "cpu:gloo,cuda:nccl"  # gradients in main memory are summed there
         super().setup_environment()
+        assert isinstance(self.lightning_module, DiffusionLM)
+        self.lightning_module.offload_shards = self.cpu_offload
 
     @override
     def model_to_device(self) -> None:
