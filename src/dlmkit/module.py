@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from dlmkit.backbones.base import Backbone
@@ -27,7 +28,7 @@ from dlmkit.t_samplers.base import TimeSampler
 from dlmkit.training.lr_schedules.base import LRSchedule
 from dlmkit.training.next_token_loss import next_token_loss
 from dlmkit.training.parameter_groups import parameter_groups
-from dlmkit.training.sharding import gathered, reduce_replicated, shard
+from dlmkit.training.sharding import DATA, clip, reduce_replicated, shard, total_norm
 from dlmkit.training.totals import StepTotals
 from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
 
@@ -58,6 +59,7 @@ class DiffusionLM(pl.LightningModule):
             set by callbacks.FiniteSteps. Parts learn nothing from that step.
     """
 
+    offload_shards: bool = False  # keep a sharded network's weights in main memory; set by strategies.ShardedStrategy
     flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
 
     def __init__(
@@ -108,6 +110,11 @@ class DiffusionLM(pl.LightningModule):
         return dict(walk(outer))
 
     @property
+    def data_group(self) -> ProcessGroup | None:
+        """The processes that read different data; ``None`` for all."""
+        return None if self.device_mesh is None else self.device_mesh[DATA].get_group()
+
+    @property
     def block_size(self) -> int | None:
         """Tokens per block of block diffusion; a callback may change it during training."""
         return self.objective.block_size
@@ -117,9 +124,10 @@ class DiffusionLM(pl.LightningModule):
         self.objective.block_size = block_size
 
     def configure_model(self) -> None:
-        """Shard the network over devices where the strategy is lightning's ModelParallelStrategy."""
+        """Shard the network over devices where the strategy is strategies.ShardedStrategy."""
         if self.device_mesh is not None:
-            shard(self.backbone, self.device_mesh)
+            shard(self.backbone, self.device_mesh, self.trainer.strategy.root_device, self.offload_shards)
+            self.likelihood.process_group = self.data_group
 
     def set_val_times(self, num_val_times: int) -> None:
         """Score each validation sequence at `num_val_times` times from now on (once, if the objective is exact)."""
@@ -155,9 +163,9 @@ class DiffusionLM(pl.LightningModule):
         strategy = self.trainer.strategy
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         reduce_replicated(gradients, lambda gradient: strategy.reduce(gradient, reduce_op="mean"), self.device_mesh)
-        norm = gathered(torch.nn.utils.get_total_norm(gradients))
+        norm = total_norm(gradients)
         self.totals.grad_norm = norm
-        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), self.data_group, "sum"))
         self.totals = StepTotals(self.parts)
         factor = totals.num_positions / max(totals.num_scored, 1.0)
         torch._foreach_mul_(gradients, factor)  # the gradients are 0 where nothing is scored
@@ -166,6 +174,18 @@ class DiffusionLM(pl.LightningModule):
             self.on_non_finite(totals)
         else:
             totals.update_parts()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does; the norm of a sharded network is that of all its shards."""
+        if self.device_mesh is None or not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip([parameter.grad for parameter in self.parameters() if parameter.grad is not None], gradient_clip_val)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score every token of the batch at every time of the shared grid."""

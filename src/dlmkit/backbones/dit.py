@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dlmkit.backbones.attention import FLEX, flex, plain_mask
 from dlmkit.backbones.base import Backbone, check_memory
@@ -73,6 +74,7 @@ class DiT(Backbone):
         tied: use the token embedding as output head; an untied head starts at zero (a uniform prediction).
         attention: kernel: "sdpa", or "flex_attention", which skips masked tiles of 128 by 128, most of a pass of block
             diffusion; torch has no backward pass of it on a CPU and no dropout in it.
+        gradient_checkpointing: recompute activations in the backward pass, layer by layer.
 
     Raises:
         ValueError: sizes that do not fit the heads, an unknown kernel, flex attention with dropout.
@@ -99,6 +101,7 @@ class DiT(Backbone):
         time_conditioned: bool = True,
         tied: bool = False,
         attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(vocab_size, mask_id, causal, shift, bos_id)
         if hidden_size % (2 * num_heads) != 0:
@@ -109,6 +112,7 @@ class DiT(Backbone):
         _check_kernel(attention, dropout)
         check_memory(num_layers * (4 + 2 * mlp_ratio) * hidden_size**2 + vocab_size * hidden_size)
         self.attention = attention
+        self.gradient_checkpointing = gradient_checkpointing
         self.dropout = dropout
         self._max_length = max_length
         self.head_size = hidden_size // num_heads
@@ -138,8 +142,10 @@ class DiT(Backbone):
         rotary = cos[trunk.positions], sin[trunk.positions]
         cond = None if self.time is None else self.time(trunk.t)
         x = self.embedding(trunk.ids)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, cond, rotary, attend)
+            inputs_of_block = (x, cond, rotary, attend)
+            x = checkpoint(block, *inputs_of_block, use_reentrant=False) if recompute else block(*inputs_of_block)
         shift, scale = self.final(cond)
         hidden = trunk.outputs(adaptive_norm(x, shift, scale))
         return HeadPrediction(hidden, self.head, self.mask_id)

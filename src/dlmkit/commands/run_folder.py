@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dlmkit import __version__, runs
+from dlmkit.checkpoints.verify import remove_orphans
 from dlmkit.config import run_name
 from dlmkit.files import remove_partials, write_text
 from dlmkit.nested import flatten
@@ -89,6 +90,7 @@ def open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, resumed: bool
     initial = {key: values[key] for key in FOLLOW_BLOCK_SIZE if values.get(key) is not None}
     runs.open_folder(run_dir, runs.Marker.new(__version__, initial), resumed)
     remove_partials(run_dir)
+    remove_orphans(run_dir / runs.CHECKPOINTS)
     write_config(run_dir, resolved(config), None)
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")

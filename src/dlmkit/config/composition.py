@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -72,17 +73,30 @@ def num_steps(tokens: int, batch_size: int, length: int) -> int:
     return math.ceil(tokens / (batch_size * length))
 
 
-def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: int) -> int:
-    """Return the sequences that one device holds at a time."""
+def tensor_parallel_size(strategy: Any) -> int:
+    """Return how many devices read the same sequences, by `trainer.strategy`: a word, or the settings of one."""
+    size = strategy.get("tensor_parallel_size", 1) if isinstance(strategy, Mapping | DictConfig) else 1
+    return size if isinstance(size, int) and size > 0 else 1
+
+
+def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: int, strategy: Any = None) -> int:
+    """Return the sequences that one device holds at a time; tensor-parallel ones hold the same."""
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices {devices!r} is not a positive number: give the number of devices, such as 1")
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"batch.accumulate {accumulate!r} is not a positive whole number: give one, such as 1")
-    pieces = accumulate * devices * num_nodes
+    shared = tensor_parallel_size(strategy)
+    if devices * num_nodes % shared:
+        raise ValueError(
+            f"trainer.strategy.tensor_parallel_size {shared} does not divide {devices} devices x {num_nodes} nodes:"
+            " choose a size that does"
+        )
+    pieces = accumulate * devices * num_nodes // shared
     if batch_size % pieces:
+        alike = f" / {shared} that share a layer" if shared > 1 else ""
         raise ValueError(
             f"batch.size {batch_size} does not divide into batch.accumulate {accumulate} x {devices} devices x"
-            f" {num_nodes} nodes: choose a multiple of {pieces}"
+            f" {num_nodes} nodes{alike}: choose a multiple of {pieces}"
         )
     return batch_size // pieces
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dlmkit.config.composition import choices_of, conf_dir
+from dlmkit.config.composition import choices_of, conf_dir, tensor_parallel_size
 from dlmkit.config.declared import declared
 from dlmkit.ranges import misfit, parameters_of, part_of, shown
 from dlmkit.renames import renamed_key
@@ -146,7 +146,8 @@ def _plain(value: Any) -> Any:
 def _check_micro_size(config: DictConfig) -> None:
     """Refuse micro-batches that do not fill the batch: `batch.micro_size` follows from the other numbers."""
     batch, trainer = config.batch, config.trainer
-    filled = batch.micro_size * batch.accumulate * trainer.devices * trainer.num_nodes
+    shared = tensor_parallel_size(trainer.strategy)
+    filled = batch.micro_size * batch.accumulate * trainer.devices * trainer.num_nodes // shared
     if filled != batch.size:
         raise ValueError(
             f"batch.micro_size {batch.micro_size} x batch.accumulate {batch.accumulate} x {trainer.devices} devices x"

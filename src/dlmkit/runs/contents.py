@@ -25,7 +25,7 @@ KEPT = (LOCK, REPLACED)
 
 FILES = (MARKER, CONFIG, SUMMARY, METRICS, "report.html")
 FOLDERS = {
-    CHECKPOINTS: r"[^/]*\.ckpt",
+    CHECKPOINTS: r"[^/]*\.(ckpt|shards-[0-9a-f]{32})",
     "samples": r"step_\d+\.json",
     "tensorboard": r"events\.out\.tfevents\..*|hparams\.yaml",
     "tokenizer": r"(dlmkit_)?tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.*\.model"

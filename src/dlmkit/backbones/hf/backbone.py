@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains, plain_mask
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.head import Head, HeadPrediction
-from dlmkit.backbones.hf.families import FAMILIES, KERNELS, family_of, fuse_activation, with_windows
+from dlmkit.backbones.hf.families import (
+    FAMILIES,
+    KERNELS,
+    family_of,
+    fuse_activation,
+    tensor_parallel_plan,
+    with_windows,
+)
 from dlmkit.backbones.hf.loading import build_model, embeddings_of, model_config_of, resize_embeddings
 from dlmkit.backbones.hf.lora import add_lora, check_lora, merge_lora
 from dlmkit.backbones.inputs import TrunkInput
@@ -113,6 +120,17 @@ class HFBackbone(Backbone):
         """Return the transformer layers, the units of sharding."""
         kinds = set(self.model._no_split_modules or ())
         return [module for module in self.model.modules() if type(module).__name__ in kinds]
+
+    def tensor_parallel_plan(self, num_processes: int) -> dict[str, str]:
+        """Return the plan of the model's family. See :class:`Backbone`."""
+        if self._tuner:
+            raise ValueError(
+                "backbone.lora with trainer.strategy.tensor_parallel_size above 1 is not supported: set it to 1"
+            )
+        trunk = f"model.{self.model.base_model_prefix}"
+        return {
+            f"{trunk}.{name}": style for name, style in tensor_parallel_plan(self.model.config, num_processes).items()
+        }
 
     @property
     def max_length(self) -> int:
