@@ -239,6 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     names = [BASELINE, *(name for name in options.objective if name != BASELINE)]
+    machine = {**describe_machine(device), "threads": CPU_THREADS if device == "cpu" else torch.get_num_threads()}
     shapes: dict[str, Any] = {}
     for shape_name in options.shape or ["gpt2_127m_gpu" if device == "cuda" else "small_vocab50k", "quickstart"]:
         shape = replace(ALL_SHAPES[shape_name], batch=options.batch or ALL_SHAPES[shape_name].batch)
@@ -247,7 +248,6 @@ def main(arguments: list[str] | None = None) -> None:
             runs = measure(shape, names, precision, device, options.rounds, options.steps)
             shapes[shape_name][precision] = summarize(shape, runs)
     clock = "processor time" if device == "cpu" else "wall time"
-    machine = {**describe_machine(device), "threads": CPU_THREADS if device == "cpu" else torch.get_num_threads()}
     result = {"date": datetime.date.today().isoformat(), "machine": machine, "clock": clock, "shapes": shapes}
     kind = re.sub(r"[^a-z0-9]+", "-", machine["kind"].lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
