@@ -17,6 +17,7 @@ Time: t = 0 is data, t = 1 is noise. Losses are nats per token. ``scored`` is th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -170,6 +171,33 @@ class WeightedNLL(NamedTuple):
     values: Tensor
 
 
+class ClosedForm(ABC):
+    """A number from each row of logits, with its gradient in closed form; rows are treated apart."""
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the values [n] for logits [n, V], the mask token at -inf, and arguments [n]; differentiable."""
+
+    @abstractmethod
+    def to_gradient_(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the same values [n], and turn each row of the logits, in place, into the gradient of its value.
+
+        The gradient of the mask's logit is zero. Called where nothing is recorded.
+        """
+
+
+class WeightedValues(NamedTuple):
+    """Values of a closed form at N positions.
+
+    Attributes:
+        loss: weight * value, [N], differentiable.
+        value: [N], detached.
+    """
+
+    loss: Tensor
+    value: Tensor
+
+
 class Prediction(Protocol):
     """A network's prediction, whose logits are evaluated at the positions that a caller selects."""
 
@@ -189,6 +217,13 @@ class Prediction(Protocol):
         """Return [N]: function(logits [n, V], *arguments [n]) -> [n] on chunks of the True entries of `where`.
 
         The caller gives each of `arguments` as [N], in the order of tensor[where]; the function must treat rows apart.
+        """
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits, *arguments), and the same times `weight`, differentiable; the rest as in `map_logits`.
+
+        `weight` and `arguments`, [N] each, get no gradients. The gradient is made for a sum of the weighted values,
+        times one number; any other loss of them is right and takes longer.
         """
 
 

@@ -32,7 +32,18 @@ from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Sampler, Step
 from dlmkit.samplers.blockwise import Blockwise
 from dlmkit.step import losses
-from dlmkit.types import Cache, Canvas, Context, Denoiser, NetworkInput, Noised, Prediction, WeightedNLL
+from dlmkit.types import (
+    Cache,
+    Canvas,
+    ClosedForm,
+    Context,
+    Denoiser,
+    NetworkInput,
+    Noised,
+    Prediction,
+    WeightedNLL,
+    WeightedValues,
+)
 from laws import parts
 from laws.parts import MASK_ID, VOCAB_SIZE
 from laws.tables import source
@@ -124,6 +135,9 @@ class LastBlock:
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         return self.whole.map_logits(function, self._whole(where), *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        return self.whole.weighted(form, self._whole(where), weight, *arguments)
 
     def _whole(self, where: Tensor) -> Tensor:
         return torch.nn.functional.pad(where, (self.start, 0))

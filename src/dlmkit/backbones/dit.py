@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dlmkit.backbones.attention import FLEX, flex, plain_mask
+from dlmkit.backbones.attention import FLEX, flex, plain_mask, sdpa
 from dlmkit.backbones.base import Backbone, check_memory
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.inputs import TrunkInput
@@ -156,10 +156,7 @@ class DiT(Backbone):
         if self.attention == FLEX:
             return partial(flex, mask=mask or plain_mask(trunk.ids.shape[1], self.causal, trunk.ids.device))
         dropout = self.dropout if self.training else 0.0
-        if mask is not None:
-            return partial(F.scaled_dot_product_attention, attn_mask=mask.visible, dropout_p=dropout)
-        # Full or causal attention: the kernel needs no mask.
-        return partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=self.causal)
+        return partial(sdpa, mask=mask, dropout=dropout, causal=self.causal)
 
     @property
     def head(self) -> Head:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dlmkit.backbones.fused_closed_form import Layer, fused_closed_form, values_alone
 from dlmkit.backbones.fused_log_prob import CHUNK_ELEMENTS, fused_log_prob
 from dlmkit.backbones.weighted_nll import weighted_nll
-from dlmkit.types import WeightedNLL
+from dlmkit.types import ClosedForm, WeightedNLL, WeightedValues
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,19 @@ class HeadPrediction:
         if not torch.is_grad_enabled():
             return torch.cat([one_chunk(*piece) for piece in pieces])
         return torch.cat([checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces])
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits [n, V], *arguments [n]), [N], at the True entries of `where`, alone and times the weight.
+
+        With gradients on, they are computed in the forward pass, see :mod:`dlmkit.backbones.fused_closed_form`.
+        """
+        hidden, head, device_type = self.hidden[where], self.head, self.hidden.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+        layer = Layer(head.weight, head.bias, head.scale, head.softcap, self.mask_id, dtype)
+        if torch.is_grad_enabled():
+            return fused_closed_form(form, hidden, layer, weight, arguments)
+        values = values_alone(form, hidden, layer, arguments)
+        return WeightedValues(values * weight.to(layer.wide), values)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)

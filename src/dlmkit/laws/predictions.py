@@ -14,7 +14,7 @@ from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.tensors import at_positions
-from dlmkit.types import Prediction, WeightedNLL
+from dlmkit.types import ClosedForm, Prediction, WeightedNLL, WeightedValues
 
 
 class TablePrediction:
@@ -43,6 +43,11 @@ class TablePrediction:
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(logits [N, V], *arguments [N])."""
         return function(self.table[where], *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits [N, V], *arguments [N]), alone and times the weight."""
+        values = self.map_logits(form, where, *arguments)
+        return WeightedValues(values * weight.to(values.dtype), values.detach())
 
 
 class Reparameterized:
@@ -81,6 +86,11 @@ class Reparameterized:
             return function(self._raw(logits, z, t), *arguments)
 
         return self.below.map_logits(through, where, *self._positions(where), *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(raw output [N, V], *arguments [N]), alone and times the weight."""
+        values = self.map_logits(form, where, *arguments)
+        return WeightedValues(values * weight.to(values.dtype), values.detach())
 
     def _positions(self, where: Tensor) -> tuple[Tensor, Tensor]:
         return self.x_t[where], at_positions(self.t, where)

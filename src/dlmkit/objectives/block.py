@@ -12,7 +12,7 @@ from dlmkit.objectives.base import Objective
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.ranges import Tokens, checked
-from dlmkit.types import Noised, Prediction, TokenLoss, WeightedNLL
+from dlmkit.types import ClosedForm, Noised, Prediction, TokenLoss, WeightedNLL, WeightedValues
 
 
 class BlockElbo(Objective[Any]):
@@ -109,3 +109,6 @@ class _FoldedPrediction:
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         return self._prediction.map_logits(function, where.view(self._shape), *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        return self._prediction.weighted(form, where.view(self._shape), weight, *arguments)

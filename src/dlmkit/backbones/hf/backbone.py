@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains, plain_mask
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.head import Head, HeadPrediction
+from dlmkit.backbones.hf.attention import TILED
 from dlmkit.backbones.hf.families import (
     FAMILIES,
     KERNELS,
@@ -92,7 +93,7 @@ class HFBackbone(Backbone):
     def forward(self, inputs: NetworkInput) -> HeadPrediction:
         """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
         trunk = self.trunk_input(inputs)
-        self._use_kernel(self.attention if trunk.mask is None else self.attention_with_mask, trunk.ids.device)
+        self._use_kernel(self._kernel(trunk), trunk.ids.device)
         positions = {}
         if self.family.takes_positions or trunk.slots is not None:
             positions["position_ids"] = trunk.positions.expand(trunk.ids.shape)
@@ -149,6 +150,12 @@ class HFBackbone(Backbone):
         attention = 12 * config.num_hidden_layers * config.hidden_size * length * (0.5 if self.causal else 1.0)
         return 6.0 * (trunk + head * head_fraction) + attention
 
+    def _kernel(self, trunk: TrunkInput) -> str:
+        if trunk.mask is None:
+            return self.attention
+        in_tiles = trunk.mask.tiles is not None and self.attention_with_mask == "sdpa" and self.family.has_interface
+        return TILED if in_tiles else self.attention_with_mask
+
     def _use_kernel(self, name: str, device: torch.device) -> None:
         if name == FLEX and torch.is_grad_enabled():
             check_flex_trains(any(parameter.requires_grad for parameter in self.parameters()), device)
@@ -172,7 +179,9 @@ class HFBackbone(Backbone):
         implementation = self.model.config._attn_implementation
         if implementation == FLEX:
             return mask.flex
-        if implementation == "sdpa":
+        if implementation == TILED:
+            assert mask.tiled is not None  # its parts, which the kernel finds by the mask
+        if implementation in ("sdpa", TILED):
             return mask.visible
         # Eager attention adds its mask to the scores.
         dtype, visible = self.model.dtype, mask.visible

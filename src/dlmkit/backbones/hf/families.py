@@ -32,6 +32,7 @@ class Family:
         activation: the configuration's key of the activation, where it may be "gelu_new": transformers implements that
             one in six operations, and torch's "gelu_pytorch_tanh" is the same function in one.
         problem: why a configuration of the family is refused, with the remedy, or ``None`` where it is supported.
+        has_interface: whether its layers call the attention function that transformers' AttentionInterface names.
     """
 
     kernels: tuple[str, ...] = KERNELS
@@ -41,6 +42,7 @@ class Family:
     takes_positions: bool = False
     activation: str | None = None
     problem: Callable[[PretrainedConfig], str | None] = lambda config: None
+    has_interface: bool = True
 
 
 def _softcap(config: PretrainedConfig) -> float | None:
@@ -58,7 +60,7 @@ def _alibi(config: PretrainedConfig) -> str | None:
 
 
 FAMILIES = {
-    "falcon": Family(kernels=NOT_FLEX, problem=_alibi),
+    "falcon": Family(kernels=NOT_FLEX, problem=_alibi, has_interface=False),
     "gemma2": Family(kernels=("eager",), softcap=_softcap, window="by_layer"),  # sdpa has no soft-capping of scores
     "gemma3_text": Family(softcap=_softcap, window="by_layer"),
     "gpt2": Family(kernels=NOT_FLEX, activation="activation_function"),
