@@ -103,11 +103,13 @@ class Context:
         tokens: clean tokens, int64 [B, L] like x_t; with `last` the last block of it is not read.
         block_size: tokens per block; only with `last` may the last block be shorter.
         last: whether only the last block is noisy and predicted (in generation); the blocks before it are clean.
+        read: bool [B, L], the predictions that will be read, where these are not all: any of the others may be wrong.
     """
 
     tokens: Tensor
     block_size: int
     last: bool = False
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)

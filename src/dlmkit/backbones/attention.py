@@ -30,7 +30,7 @@ class Mask:
 
     Attributes:
         visible: bool [1 or B, 1, Q, Q], True where query (row) attends to key (column).
-        positions: int64 [Q], position in the text of each row and column.
+        positions: int64 [Q] or [B, Q], position in the text of each row and column.
         tiles: outside of which nothing is visible; ``None`` where the kernel takes the mask as a whole.
     """
 
@@ -57,7 +57,8 @@ class Mask:
             causal_past: whether the window reaches width - 1 positions back, as in causal attention, rather than width.
         """
         if (width, causal_past) not in self._windowed:
-            back = self.positions[:, None] - self.positions[None, :]
+            back = self.positions[..., :, None] - self.positions[..., None, :]
+            back = back[:, None] if back.ndim == 3 else back
             past = back < width if causal_past else back <= width
             self._windowed[width, causal_past] = Mask(
                 self.visible & past & (-back <= width), self.positions, self.tiles

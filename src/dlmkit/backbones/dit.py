@@ -37,7 +37,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query, key and value, each [B, H, M, D / H]; the result has their shape."""
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine, each float32 [M, D / H / 2]."""
+"""Cosine and sine, each float32 [M, D / H / 2], or [B, 1, M, D / H / 2]."""
 
 
 class DiT(Backbone):
@@ -139,7 +139,8 @@ class DiT(Backbone):
         trunk = self.trunk_input(inputs)
         attend = self._kernel(trunk)
         cos, sin = rotary_angles(trunk.length + 1, self.head_size, trunk.ids.device)  # one more for a BOS
-        rotary = cos[trunk.positions], sin[trunk.positions]
+        at = trunk.positions if trunk.positions.ndim == 1 else trunk.positions[:, None]  # the same for all heads
+        rotary = cos[at], sin[at]
         cond = None if self.time is None else self.time(trunk.t)
         x = self.embedding(trunk.ids)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()

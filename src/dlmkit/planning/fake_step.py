@@ -190,7 +190,7 @@ class FakeStep:
         noisy = job.objective.noisy_positions_only and job.process.mask_only and not auxiliary
         num = max(1, round(hidden.shape[0] * hidden.shape[1] * (job.noisy_share if noisy else 1.0)))
         chosen = hidden.flatten(0, 1)[torch.empty(num, dtype=torch.int64)]
-        way: Way = "recomputed" if auxiliary and head.is_linear else way_of(job.objective, head.is_linear)
+        way: Way = "fused" if auxiliary and head.is_linear else way_of(job.objective, head.is_linear)
         self.heads.append(HeadShape(num / micro_size, head.weight.shape[0], head.weight.shape[1], way))
         values: Tensor = HeadStandIn.apply(chosen, head.weight, way, lambda: self.live.enter("top"))
         return values

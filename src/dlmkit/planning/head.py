@@ -12,17 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlmkit.backbones.fused_log_prob import CHUNK_ELEMENTS, ROWS_ELEMENTS, TILE_ELEMENTS
+from dlmkit.backbones import fused_closed_form, weighted_nll
 from dlmkit.backbones.head import chunk_rows
 from dlmkit.objectives.autoregressive import Autoregressive
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import BlockElbo
 from dlmkit.objectives.elbo import GenericElbo
+from dlmkit.objectives.hybrid import HybridElbo
 from dlmkit.objectives.masked import MaskedElbo
+from dlmkit.objectives.score_entropy import ScoreEntropy
+from dlmkit.objectives.uniform import UniformElbo
 
-Way = Literal["fused", "recomputed", "chunked", "whole"]
-"""How an objective runs the head: fused with its gradient in the forward pass (`token_log_prob` with weights), the same
-recomputed in the backward pass, any function on chunks of logits (`map_logits`), or on all logits at once."""
+Way = Literal["fused", "closed", "chunked", "whole"]
+"""How an objective runs the head: fused with its gradient in the forward pass (`weighted_nll`), a closed form likewise
+(`weighted`), any function on chunks of logits (`map_logits`), or on all logits at once."""
 
 CHUNK_COPIES = 6
 """[n, V] float32 tensors that a function of a chunk of logits and its gradient hold at a time."""
@@ -49,11 +52,13 @@ def way_of(objective: Objective[Any], linear: bool) -> Way:
     inner = objective.within if isinstance(objective, BlockElbo) else objective
     if isinstance(inner, GenericElbo):
         return "whole"
+    if isinstance(inner, UniformElbo | HybridElbo | ScoreEntropy):
+        return "closed"
     return "fused" if linear and isinstance(inner, MaskedElbo | Autoregressive) else "chunked"
 
 
 def head_buffer_bytes(num: int, vocab_size: int, width: int, way: Way, device_type: str, low: bool) -> HeadBuffers:
-    """Return the head's buffers, from the constants of backbones/fused_log_prob.py and backbones/head.py.
+    """Return the head's buffers, from the constants of backbones/.
 
     Args:
         num: N.
@@ -67,13 +72,20 @@ def head_buffer_bytes(num: int, vocab_size: int, width: int, way: Way, device_ty
         rows = min(chunk_rows(vocab_size), num) if way == "chunked" else num
         working = rows * vocab_size * 4 * (CHUNK_COPIES if way == "chunked" else WHOLE_COPIES)
         return HeadBuffers(working, working)
-    if way == "recomputed":
-        elements = TILE_ELEMENTS.get(device_type, CHUNK_ELEMENTS)
-        tile = num * min(vocab_size, max(256, elements // max(num, 1)))
-        return HeadBuffers(8 * tile, (6 if low else 4) * tile + num * width * 4)
-    rows = min(max(64, ROWS_ELEMENTS.get(device_type, CHUNK_ELEMENTS) // vocab_size), num)
+    rows, tile = _block(way, vocab_size, device_type, low)
     tables = 2 * vocab_size * width * 2 if low else 0  # the table and a product of its shape, in 16 bits
-    return HeadBuffers(8 * rows * vocab_size + tables, 0)  # the logits, and the copy that logsumexp makes
+    return HeadBuffers(min(num, rows) * vocab_size * (2 if low else 4) + tile * 4 + tables, 0)
+
+
+def _block(way: Way, vocab_size: int, device_type: str, low: bool) -> tuple[int, int]:
+    """Return the rows of logits that one product makes, and the float32 numbers between the products."""
+    if way == "closed":
+        size = fused_closed_form.PRODUCT_BYTES.get(device_type, fused_closed_form.ELSEWHERE) // (2 if low else 4)
+        tile = fused_closed_form.TILE_ELEMENTS.get(device_type, fused_closed_form.ELSEWHERE)
+    else:
+        size = weighted_nll.ROWS_ELEMENTS.get(device_type, weighted_nll.ROWS_ELEMENTS["cpu"])
+        tile = weighted_nll.TILE_ELEMENTS if device_type == "cpu" else 0
+    return max(64, size // vocab_size), max(tile, vocab_size)
 
 
 class HeadStandIn(torch.autograd.Function):
