@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.planning.devices import DEVICES, GIB, device_of
+from dlmkit.planning.fake_step import nbytes
 from dlmkit.planning.job import precision_of
 from dlmkit.planning.memory import MemoryModel, optimizer_bytes
 from dlmkit.planning.plan import Assumptions, count_parameters, make_plan
@@ -92,18 +93,34 @@ def test_states_are_those_of_a_real_optimizer(optimizer: partial[torch.optim.Opt
     assert optimizer_bytes(planned, planned.backbone.parameters())[0] == held == states * backbone.num_params
 
 
-def test_the_fastest_that_fits_is_suggested() -> None:
+@pytest.fixture(scope="module")
+def model() -> MemoryModel:
+    """Of four ranks with four sequences each; it keeps its traces."""
+    return MemoryModel(job("llama", ranks=4, batch_size=16))
+
+
+def test_shards_and_recomputed_activations(model: MemoryModel) -> None:
+    """FSDP2 splits what DDP has whole, and gathers some layers."""
+    assert model.at(4, True, "ddp").activations < model.at(4, False, "ddp").activations / 5
+    assert model.at(4, True, "ddp").peak < model.at(4, False, "ddp").peak
+    whole, shards = model.at(4, False, "ddp"), model.at(4, False, "fsdp2")
+    weights = nbytes(model.job.backbone.parameters())
+    assert (whole.weights, whole.gradients, whole.optimizer, whole.exchange) == (weights, weights, 2 * weights, weights)
+    assert (shards.weights, shards.gradients, shards.optimizer) == (weights // 4, weights // 4, weights // 2)
+    assert shards.activations == whole.activations
+
+
+def test_the_fastest_that_fits_is_suggested(model: MemoryModel) -> None:
     """Weights whole and activations kept; then shards; then activations recomputed; then nothing."""
-    model = MemoryModel(job("llama", ranks=4, batch_size=32))
-    ddp, shards = model.at(8, False, "ddp").peak, model.at(8, False, "fsdp2").peak
-    recomputed = model.at(8, True, "fsdp2").peak
+    ddp, shards = model.at(4, False, "ddp").peak, model.at(4, False, "fsdp2").peak
+    recomputed = model.at(4, True, "fsdp2").peak
     assert recomputed < shards < ddp
     expected = [(2 * ddp, False, "ddp"), (shards, False, "fsdp2"), (recomputed, True, "fsdp2")]
     for memory, checkpointing, strategy in expected:
         suggestion = suggest(model, memory)
         assert suggestion is not None
         found = suggestion.memory
-        assert (found.checkpointing, found.strategy, found.micro_size) == (checkpointing, strategy, 8)
+        assert (found.checkpointing, found.strategy, found.micro_size) == (checkpointing, strategy, 4)
         assert found.peak <= memory
     assert suggest(model, 1000) is None
 

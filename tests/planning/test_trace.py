@@ -161,18 +161,6 @@ def test_what_fits_is_the_most_that_fits() -> None:
     assert more == pytest.approx(alone.gradients, rel=0.1)
 
 
-def test_shards_and_recomputed_activations() -> None:
-    """FSDP2 splits what DDP has whole, and gathers some layers."""
-    model = MemoryModel(job("llama", ranks=4, batch_size=16))
-    assert model.at(4, True, "ddp").activations < model.at(4, False, "ddp").activations / 5
-    assert model.at(4, True, "ddp").peak < model.at(4, False, "ddp").peak
-    whole, shards = model.at(4, False, "ddp"), model.at(4, False, "fsdp2")
-    weights = nbytes(model.job.backbone.parameters())
-    assert (whole.weights, whole.gradients, whole.optimizer, whole.exchange) == (weights, weights, 2 * weights, weights)
-    assert (shards.weights, shards.gradients, shards.optimizer) == (weights // 4, weights // 4, weights // 2)
-    assert shards.activations == whole.activations
-
-
 def test_a_plan_leaves_no_fake_masks_behind() -> None:
     planned = job("dit", BlockElbo(16, MaskedElbo()))
     Tracer(planned, False)
