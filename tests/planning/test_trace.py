@@ -108,7 +108,7 @@ def real_step(planned: Job, kind: str, recomputed: bool) -> tuple[int, int]:
         del prediction
     with LiveBytes([*backbone.parameters(), *backbone.buffers()]) as live:
         with autocast():
-            loss = losses(planned.objective, planned.process, backbone, noised).loss.sum()
+            loss = losses(planned.objective, planned.process, backbone, noised).total
         loss.backward()
     return saved, live.peak
 

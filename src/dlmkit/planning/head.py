@@ -72,20 +72,21 @@ def head_buffer_bytes(num: int, vocab_size: int, width: int, way: Way, device_ty
         rows = min(chunk_rows(vocab_size), num) if way == "chunked" else num
         working = rows * vocab_size * 4 * (CHUNK_COPIES if way == "chunked" else WHOLE_COPIES)
         return HeadBuffers(working, working)
-    rows, tile = _block(way, vocab_size, device_type, low)
+    product_rows, tile_rows = _rows(way, vocab_size, device_type, low)
     tables = 2 * vocab_size * width * 2 if low else 0  # the table and a product of its shape, in 16 bits
-    return HeadBuffers(min(num, rows) * vocab_size * (2 if low else 4) + tile * 4 + tables, 0)
+    product, tile = (min(num, rows) * vocab_size for rows in (product_rows, tile_rows))
+    return HeadBuffers(product * (2 if low else 4) + tile * 4 + tables, 0)
 
 
-def _block(way: Way, vocab_size: int, device_type: str, low: bool) -> tuple[int, int]:
-    """Return the rows of logits that one product makes, and the float32 numbers between the products."""
+def _rows(way: Way, vocab_size: int, device_type: str, low: bool) -> tuple[int, int]:
+    """Return how many rows of logits one product makes, and how many are worked on in float32 at a time."""
     if way == "closed":
-        size = fused_closed_form.PRODUCT_BYTES.get(device_type, fused_closed_form.ELSEWHERE) // (2 if low else 4)
+        product = fused_closed_form.PRODUCT_BYTES.get(device_type, fused_closed_form.ELSEWHERE) // (2 if low else 4)
         tile = fused_closed_form.TILE_ELEMENTS.get(device_type, fused_closed_form.ELSEWHERE)
     else:
-        size = weighted_nll.ROWS_ELEMENTS.get(device_type, weighted_nll.ROWS_ELEMENTS["cpu"])
+        product = weighted_nll.ROWS_ELEMENTS.get(device_type, weighted_nll.ROWS_ELEMENTS["cpu"])
         tile = weighted_nll.TILE_ELEMENTS if device_type == "cpu" else 0
-    return max(64, size // vocab_size), max(tile, vocab_size)
+    return max(64, product // vocab_size), max(1, tile // vocab_size)
 
 
 class HeadStandIn(torch.autograd.Function):
