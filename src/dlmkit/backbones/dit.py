@@ -20,12 +20,11 @@ from dlmkit.backbones.attention import FLEX, flex, plain_mask, sdpa
 from dlmkit.backbones.base import Backbone, check_memory
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.backbones.rotary import FREQUENCY_BASE, Rotary, rotary_angles, rotate
 from dlmkit.ranges import Dropout, Range, Tokens, checked
 from dlmkit.types import NetworkInput
 
 INIT_STD = 0.02
-FREQUENCY_BASE = 10_000.0
-"""Of the rotary frequencies and of the time embedding's."""
 TIME_SCALE = 1_000.0
 """t in [0, 1] is embedded as TIME_SCALE * t: the sinusoids were made for positions, and span 0 to 1,000 well."""
 TIME_FEATURES = 256
@@ -35,9 +34,6 @@ KERNELS = ("sdpa", FLEX)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query, key and value, each [B, H, M, D / H]; the result has their shape."""
-
-Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine, each float32 [M, D / H / 2], or [B, 1, M, D / H / 2]."""
 
 
 class DiT(Backbone):
@@ -277,25 +273,6 @@ class TimeEmbedding(nn.Module):
 def adaptive_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return (1 + scale) * LN(x) + shift for x [B, M, D], vectors [B or 1, M or 1, D]; LN has no weights."""
     return (1 + scale) * F.layer_norm(x, x.shape[-1:]) + shift
-
-
-def rotary_angles(length: int, head_size: int, device: torch.device) -> Rotary:
-    """Return cos and sin of position * frequency, each float32 [length, head_size / 2] (arXiv 2104.09864).
-
-    Computed in each forward pass, once for all layers: a buffer would be rounded by ``model.to(torch.bfloat16)`` and
-    left uninitialised when a model built on the meta device is materialised.
-    """
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = positions[:, None] * FREQUENCY_BASE**-exponents
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Return x [B, H, M, D/H] rotated by its positions, dimension j paired with j + D/H/2; in float32 or above."""
-    cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def _check_kernel(attention: str, dropout: float) -> None:
