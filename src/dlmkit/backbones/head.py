@@ -114,6 +114,10 @@ class HeadPrediction:
             return torch.cat([one_chunk(*piece) for piece in pieces])
         return torch.cat([checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces])
 
+    def in_float32(self) -> HeadPrediction:
+        """Return the same prediction from float32 hidden states, with which the head's weights are read as float32."""
+        return HeadPrediction(self.hidden.float(), self.head, self.mask_id)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)
         if self.mask_id is None:

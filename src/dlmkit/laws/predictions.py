@@ -39,6 +39,10 @@ class TablePrediction:
         """Return function(logits [N, V], *arguments [N])."""
         return function(self.table[where], *arguments)
 
+    def in_float32(self) -> TablePrediction:
+        """Return itself: the table is what it is."""
+        return self
+
 
 class Reparameterized:
     """A prediction of x_0 as the raw output in another parameterization; chunked and differentiable as the given one.
@@ -71,6 +75,10 @@ class Reparameterized:
             return function(self._raw(logits, z, t), *arguments)
 
         return self.below.map_logits(through, where, *self._positions(where), *arguments)
+
+    def in_float32(self) -> Reparameterized:
+        """Return the same of the given prediction in float32."""
+        return Reparameterized(self.below.in_float32(), self.parameterization, self.process, self.x_t, self.t)
 
     def _positions(self, where: Tensor) -> tuple[Tensor, Tensor]:
         return self.x_t[where], at_positions(self.t, where)

@@ -106,3 +106,6 @@ class _FoldedPrediction:
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         return self._prediction.map_logits(function, where.view(self._shape), *arguments)
+
+    def in_float32(self) -> Prediction:
+        return _FoldedPrediction(self._prediction.in_float32(), self._shape)
