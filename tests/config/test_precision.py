@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlmkit.config import compose, precision_here
+from dlmkit.config import check_values, compose, precision_here
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,9 @@ def test_the_rule(accelerator: str, cuda: bool, bf16: bool, expected: str, monke
 @pytest.mark.parametrize(("precision", "fused"), [("auto", True), ("bf16-mixed", True), ("16-mixed", False)])
 def test_a_scaled_loss_has_no_fused_optimizer(precision: str, fused: bool) -> None:
     assert compose([f"trainer.precision={precision}"], Path(".")).optimizer.fused is fused
+
+
+def test_asking_for_both_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.fused true does not go with trainer\.precision 16-mixed"):
+        check_values(compose(["trainer.precision=16-mixed", "optimizer.fused=true"], Path(".")))
+    check_values(compose(["trainer.precision=16-mixed"], Path(".")))
