@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
 from dlmkit.backbones.deferred import DeferredWeights
+from dlmkit.callbacks.compiling import CompileLayers
 from dlmkit.callbacks.finite import FiniteSteps
 from dlmkit.checkpoints.io import KitCheckpointIO
 from dlmkit.compatibility import Parts, check
@@ -263,8 +264,8 @@ def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """Build the callbacks that `config.callbacks` names, and the one that watches for NaN, which every run has."""
+    """Build the callbacks that `config.callbacks` names, and those that every run has: for NaN, and to compile."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
-    callbacks.append(FiniteSteps(**config.non_finite))
+    callbacks += [FiniteSteps(**config.non_finite), CompileLayers(config.compile)]
     # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

@@ -47,3 +47,10 @@ def at_positions(per_sequence: Tensor, where: Tensor) -> Tensor:
 def row_of(where: Tensor) -> Tensor:
     """Return the sequence of each True entry of `where` [B, L], int64 [N]."""
     return at_positions(torch.arange(where.shape[0], device=where.device), where)
+
+
+def copied(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on `device`; the program does not wait for a GPU."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

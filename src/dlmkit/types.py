@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning refuses to look into frozen records for what bf16-true and 64-true convert
 class Batch:
     """Clean token sequences as the data pipeline delivers them.
 
@@ -42,9 +42,16 @@ class Batch:
     segments: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on `device`."""
-        segments = None if self.segments is None else self.segments.to(device)
-        return Batch(self.tokens.to(device), self.scored.to(device), segments)
+        """Return the same batch on `device`; a GPU gets a pinned batch while the program goes on."""
+        on_gpu = torch.device(device).type == "cuda"
+        segments = None if self.segments is None else self.segments.to(device, non_blocking=on_gpu)
+        scored = self.scored.to(device, non_blocking=on_gpu)
+        return Batch(self.tokens.to(device, non_blocking=on_gpu), scored, segments)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU reads by itself; DataLoader calls this."""
+        segments = None if self.segments is None else self.segments.pin_memory()
+        return Batch(self.tokens.pin_memory(), self.scored.pin_memory(), segments)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -226,6 +233,12 @@ class Prediction(Protocol):
 
         `weight` and `arguments`, [N] each, get no gradients. The gradient is made for a sum of the weighted values,
         times one number; any other loss of them is right and takes longer.
+        """
+
+    def in_float32(self) -> Prediction:
+        """Return the same prediction with logits from float32 products, where autocast is off.
+
+        A network that trains in bf16 or float16 is evaluated like this.
         """
 
 

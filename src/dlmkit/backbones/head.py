@@ -142,6 +142,10 @@ class HeadPrediction:
         values = values_alone(form, hidden, layer, arguments)
         return WeightedValues(values * weight.to(layer.wide), values)
 
+    def in_float32(self) -> HeadPrediction:
+        """Return the same prediction from float32 hidden states, with which the head's weights are read as float32."""
+        return HeadPrediction(self.hidden.float(), self.head, self.mask_id)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)
         if self.mask_id is None:

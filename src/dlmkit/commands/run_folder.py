@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from dlmkit import __version__, runs
 from dlmkit.checkpoints.verify import remove_orphans
-from dlmkit.config import run_name
+from dlmkit.config import keep_precision, run_name
 from dlmkit.files import remove_partials, write_text
 from dlmkit.nested import flatten
 from dlmkit.runs import Changes, ParentRun, RunSummary
@@ -48,6 +48,8 @@ def settings_of(config: DictConfig) -> Settings:
 def compare_settings(run_dir: Path, config: DictConfig) -> Changes:
     """Return what differs between the settings that a run was begun with and those of now.
 
+    `trainer.precision=auto` stands for the one that it was begun in, which is written into `config`.
+
     Raises:
         ValueError: the run's config.yaml is damaged.
     """
@@ -63,6 +65,7 @@ def compare_settings(run_dir: Path, config: DictConfig) -> Changes:
     marker = runs.Marker.read(run_dir)
     initial = {} if marker is None else marker.initial
     values = {**flatten(recorded), **initial}
+    keep_precision(config, values)
     now = copy.deepcopy(config)
     for key in now.vocab:  # known only when the data has been read, which has a check of its own
         now.vocab[key] = values.get(f"vocab.{key}")

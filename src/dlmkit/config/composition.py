@@ -31,6 +31,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("group_name", group_name, replace=True)
     OmegaConf.register_new_resolver("path_name", path_name, replace=True)
+    OmegaConf.register_new_resolver("fused", fused, replace=True)
 
 
 def compose(overrides: list[str], run_dir: Path) -> DictConfig:
@@ -104,6 +105,14 @@ def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: 
 def group_name(experiment: str | None) -> str:
     """Return the folder under runs/ of an experiment's runs ("single" without one)."""
     return "single" if experiment in (None, "None", "null", "") else str(experiment)
+
+
+def fused(precision: str | int | None) -> bool:
+    """Return whether the optimizer updates all weights in one pass: always, but where it would get scaled gradients.
+
+    In 16-bit floats the loss is scaled, and torch's fused optimizers undo that in their step, after the clipping.
+    """
+    return str(precision) not in ("16", "16-mixed")
 
 
 def path_name(path: str, above: int) -> str:

@@ -49,6 +49,10 @@ class TablePrediction:
         values = self.map_logits(form, where, *arguments)
         return WeightedValues(values * weight.to(values.dtype), values.detach())
 
+    def in_float32(self) -> TablePrediction:
+        """Return itself: the table is what it is."""
+        return self
+
 
 class Reparameterized:
     """A prediction of x_0 as the raw output in another parameterization; chunked and differentiable as the given one.
@@ -91,6 +95,10 @@ class Reparameterized:
         """Return form(raw output [N, V], *arguments [N]), alone and times the weight."""
         values = self.map_logits(form, where, *arguments)
         return WeightedValues(values * weight.to(values.dtype), values.detach())
+
+    def in_float32(self) -> Reparameterized:
+        """Return the same of the given prediction in float32."""
+        return Reparameterized(self.below.in_float32(), self.parameterization, self.process, self.x_t, self.t)
 
     def _positions(self, where: Tensor) -> tuple[Tensor, Tensor]:
         return self.x_t[where], at_positions(self.t, where)

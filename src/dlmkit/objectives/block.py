@@ -112,3 +112,6 @@ class _FoldedPrediction:
 
     def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
         return self._prediction.weighted(form, where.view(self._shape), weight, *arguments)
+
+    def in_float32(self) -> Prediction:
+        return _FoldedPrediction(self._prediction.in_float32(), self._shape)

@@ -104,14 +104,6 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(norms)
 
 
-def clip(gradients: Sequence[Tensor], largest: float) -> None:
-    """Scale gradients, in place, so that their norm is at most `largest`, as torch.nn.utils.clip_grad_norm_ does."""
-    factor = (largest / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        local.mul_(factor.to(local.device))
-
-
 def _mesh_number(gradient: Tensor) -> int:
     return gradient.device_mesh.ndim if isinstance(gradient, DTensor) else 0
 
