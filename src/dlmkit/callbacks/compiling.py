@@ -23,9 +23,10 @@ class CompileLayers(pl.Callback):
     without gradients (validation, samples), whose shapes vary, are not compiled.
 
     Args:
-        mode: true, false, or "auto": on a GPU whose network is not sharded, where it saves launches and passes over
-            memory; not on a CPU, where it costs a minute and a C++ compiler. With "auto" a layer that cannot be
-            compiled runs as it is, and a line says so; with true it is an error.
+        mode: true, false, or "auto": on a GPU whose network is not sharded, and not on a CPU, where it costs a minute
+            and a C++ compiler. With "auto" a layer that cannot be compiled runs as it is, and a line says so; with true
+            it is an error. It saves passes over memory, and may cost the fused attention kernel: docs/performance.md
+            has a case where it is slower.
     """
 
     @checked
