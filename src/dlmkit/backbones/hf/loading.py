@@ -16,7 +16,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from dlmkit.backbones.base import check_memory
 from dlmkit.backbones.hf.families import FAMILIES, family_of
-from dlmkit.notices import notice
 
 UNSUITABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What transformers raises for settings that it does not check."""
@@ -175,8 +174,10 @@ def shards_of(index: Path) -> list[str]:
     return shards
 
 
-def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> None:
+def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> str | None:
     """Give the embeddings `vocab_size` rows; new ones are the mean of the old plus N(0, 1/D) noise.
+
+    Returns a line where a pretrained model gets more of them than one for the mask, else ``None``.
 
     Source: the initialisation of the mask row in the code of arXiv 2410.17891 (appendix B.2).
     """
@@ -187,18 +188,19 @@ def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None)
             " tokenizer=huggingface and tokenizer.name to the model's own tokenizer"
         )
     if old >= vocab_size:
-        return
-    if name is not None and vocab_size > old + 1:
-        notice(
-            f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
-            f" {vocab_size - old:,} rows are added, which have to be learned"
-        )
+        return None
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = {id(module.weight): module.weight for module in _token_tables(model)}
     with torch.no_grad():
         for table in tables.values():
             noise = torch.randn_like(table[old:]) / math.sqrt(table.shape[1])
             table[old:] = table[:old].mean(0) + noise
+    if name is None or vocab_size == old + 1:
+        return None
+    return (
+        f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
+        f" {vocab_size - old:,} rows are added, which have to be learned"
+    )
 
 
 def _token_tables(model: PreTrainedModel) -> list[Any]:
