@@ -40,6 +40,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(path)
         _flush_folder(path.parent)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)  # which is the name that a user knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

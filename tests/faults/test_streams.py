@@ -107,3 +107,9 @@ def test_a_link_to_a_page_stays(run: Path) -> None:
     assert dlmkit("report", str(run), "--html", "page.html", "--json", "tables.json").code == 0
     assert Path("page.html").is_symlink()
     assert {path.name for path in Path("elsewhere").iterdir()} == {"page.html", "tables.json"}
+
+
+def test_a_page_that_cannot_be_written_is_named(run: Path) -> None:
+    Path("file").write_text("x")
+    line = dlmkit("report", str(run), "--html", "/proc/page.html").line
+    assert line.startswith("dlmkit report: '/proc/page.html' cannot be used (")
