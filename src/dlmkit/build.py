@@ -28,6 +28,7 @@ from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
 from dlmkit.loggers import MetricsTable, prepare
 from dlmkit.module import DiffusionLM
+from dlmkit.notices import notice
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import seed_for
@@ -150,6 +151,8 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     pl.seed_everything(config.seed, workers=True, verbose=False)  # initial weights of the network
     backbone = _split_backbone(config) if _is_sharded(config) else build_backbone(config)
     backbone.check_length(config.length)
+    for remark in backbone.remarks:
+        notice(remark)
     check(replace(parts, backbone=backbone, ar_weight=config.ar_weight))
     assert parts.process is not None
     assert parts.objective is not None

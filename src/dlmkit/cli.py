@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlmkit import __version__
+from dlmkit.commands.streams import BROKEN_PIPE, is_lost_output, prepare_streams
 from dlmkit.runs.stopping import Stopped
 
 USAGE_ERROR = 2
@@ -19,6 +20,7 @@ INTERRUPTED = 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (check: a law is broken), or 2 with one line on what to mend."""
+    prepare_streams()
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     parser = build_parser()
@@ -27,12 +29,19 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return dispatch(options, rest)
+        code = dispatch(options, rest)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as interrupt:
         hint = f": {interrupt}" if str(interrupt) else ""
         print(f"dlmkit {options.command}: interrupted{hint}", file=sys.stderr)
         return interrupt.code if isinstance(interrupt, Stopped) else INTERRUPTED
     except Exception as error:  # turned into one line, or raised again
+        if options.command != "train" and is_lost_output(error):
+            if isinstance(error, BrokenPipeError):  # as of `| head`, which has what it wanted
+                return BROKEN_PIPE
+            print(f"dlmkit {options.command}: the output could not be written ({error.strerror})", file=sys.stderr)
+            return USAGE_ERROR
         from dlmkit.config import explain
 
         line = explain(error, rest)

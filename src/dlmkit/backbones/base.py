@@ -38,6 +38,9 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
     saves_frozen: bool = True
     """Whether a checkpoint holds weights that are not trained; false where they come from a pretrained model."""
 
+    remarks: tuple[str, ...] = ()
+    """What a user who begins to train it should know of how it was made; a line each."""
+
     def __init__(self, vocab_size: int, mask_id: int | None, causal: bool, shift: bool, bos_id: int | None) -> None:
         super().__init__()
         check_token_id("mask_id", mask_id, vocab_size)

@@ -17,8 +17,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import runs
-from dlmkit.commands.hydra_arguments import FLAGS, WithoutHydrasLine, command_line, overrides_first
-from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries, whole_checkpoint
+from dlmkit.commands.hydra_arguments import FLAGS, WithoutHydrasLine, command_line, home_named, overrides_first
+from dlmkit.commands.messages import (
+    RunConsole,
+    announce,
+    conclude,
+    progress_bar,
+    silence_libraries,
+    whole_checkpoint,
+)
 from dlmkit.commands.relaunch import quoted, relaunch_as
 from dlmkit.commands.run_folder import (
     bytes_per_token,
@@ -58,7 +65,7 @@ def main(arguments: list[str]) -> None:
         return _job(config, script)
 
     with (
-        command_line(["dlmkit train", *overrides_first(arguments)]),
+        command_line(["dlmkit train", *overrides_first(list(map(home_named, arguments)))]),
         contextlib.redirect_stderr(WithoutHydrasLine(sys.stderr)),
     ):
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="train")(job)()
@@ -108,7 +115,7 @@ def train(
         command: that starts another process of this run, up to its overrides.
     """
     rank_zero = is_rank_zero()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not rank_zero)
+    console = RunConsole(quiet=not rank_zero)
     resuming, precision = config.if_exists in runs.RESUMING, config.trainer.precision
     with StopSignals(requeue=resuming, rank_zero=rank_zero) as signals, _folder(run_dir, config, rank_zero) as newest:
         if resuming and (finished := _look_at_earlier(run_dir, config, newest, console)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+
+from dlmkit.ranges import COUNT
 
 LONGEST_NAME = 180  # bytes of a run folder's name; file systems stop at 255
 
@@ -71,7 +72,13 @@ def num_steps(tokens: int, batch_size: int, length: int) -> int:
     for name, value in (("budget.tokens", tokens), ("batch.size", batch_size), ("length", length)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} {value!r} is not a positive whole number: give one, such as {name}=16")
-    return math.ceil(tokens / (batch_size * length))
+    steps = -(-tokens // (batch_size * length))
+    if steps > COUNT.high:
+        raise ValueError(
+            f"budget.tokens {tokens} is {steps:,} steps of batch.size {batch_size} x length {length}, more than"
+            f" {COUNT.high:,.0f}: lower budget.tokens"
+        )
+    return steps
 
 
 def tensor_parallel_size(strategy: Any) -> int:

@@ -154,7 +154,7 @@ def warnings_for(runs: Sequence[Run]) -> list[str]:
         for run in compared
         if run.summary.init_from is not None and parent_of(run, runs) is None
     ]
-    return messages
+    return messages + [f"{line}; it is left out." for run in runs for line in run.damaged]
 
 
 def _data_warnings(runs: Sequence[Run]) -> list[str]:

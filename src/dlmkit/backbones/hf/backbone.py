@@ -83,7 +83,8 @@ class HFBackbone(Backbone):
         fuse_activation(self.family, model_config)
         model_config.is_causal = causal
         self.model: PreTrainedModel = build_model(name, model_config, attention)
-        resize_embeddings(self.model, vocab_size, name)
+        added = resize_embeddings(self.model, vocab_size, name)
+        self.remarks = () if added is None else (added,)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # In a tuple, so that torch does not register the model a second time.

@@ -19,7 +19,6 @@ from dlmkit.backbones.deferred import deferring
 from dlmkit.backbones.hf.deferred_weights import defer_pretrained
 from dlmkit.backbones.hf.families import FAMILIES, family_of
 from dlmkit.backbones.hf.weight_files import shards_of
-from dlmkit.notices import notice
 
 UNSUITABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What transformers raises for settings that it does not check."""
@@ -165,8 +164,10 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"{folder} holds an adapter, not a model: merge it into its model, and name the result")
 
 
-def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> None:
+def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> str | None:
     """Give the embeddings `vocab_size` rows; new ones are the mean of the old plus N(0, 1/D) noise.
+
+    Returns a line where a pretrained model gets more of them than one for the mask, else ``None``.
 
     Source: the initialisation of the mask row in the code of arXiv 2410.17891 (appendix B.2).
     """
@@ -177,12 +178,7 @@ def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None)
             " tokenizer=huggingface and tokenizer.name to the model's own tokenizer"
         )
     if old >= vocab_size:
-        return
-    if name is not None and vocab_size > old + 1:
-        notice(
-            f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
-            f" {vocab_size - old:,} rows are added, which have to be learned"
-        )
+        return None
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = {id(module.weight): module.weight for module in _token_tables(model)}
     deferred = deferring()
@@ -193,6 +189,12 @@ def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None)
                 deferred.change(table, partial(_add_rows, noise=noise))
             else:
                 _add_rows(table, noise)
+    if name is None or vocab_size == old + 1:
+        return None
+    return (
+        f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
+        f" {vocab_size - old:,} rows are added, which have to be learned"
+    )
 
 
 def _add_rows(table: Tensor, noise: Tensor) -> None:
