@@ -168,8 +168,14 @@ def _strategy(config: DictConfig, ranks: int) -> Strategy:
         ValueError: a strategy whose memory is not known here.
     """
     given: Any = config.trainer.strategy
-    if isinstance(given, DictConfig) and str(given.get("_target_")).endswith(".ModelParallelStrategy"):
+    settings = given if isinstance(given, DictConfig) else {}
+    name = str(settings.get("_target_", given)).rpartition(".")[2]
+    if name in ("ModelParallelStrategy", "ShardedStrategy"):
+        if settings.get("cpu_offload") or settings.get("tensor_parallel_size", 1) not in (1, "auto"):
+            raise ValueError(
+                "trainer.strategy with cpu_offload or tensor_parallel_size above 1 cannot be planned: leave them out"
+            )
         return "fsdp2"
-    if given == "auto" or str(given).startswith("ddp"):
+    if name == "auto" or name.lower().startswith("ddp"):
         return "single" if ranks == 1 else "ddp"
-    raise ValueError(f"trainer.strategy {given!r} cannot be planned: choose auto, ddp or ModelParallelStrategy (FSDP2)")
+    raise ValueError(f"trainer.strategy {name!r} cannot be planned: set strategy=ddp or strategy=fsdp2, or leave it out")

@@ -95,7 +95,7 @@ class HeadStandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, way: Way, done: Callable[[], None]) -> Tensor:
         """Return values [N] for hidden [N, D] and weight [V, D]; `done` is called at the end of the backward pass."""
-        ctx.made = _gradients(ctx, hidden, weight) if way == "fused" else None
+        ctx.made = _gradients(ctx, hidden, weight) if way in ("fused", "closed") else None
         ctx.save_for_backward(hidden, weight)
         ctx.done = done
         return torch.empty(hidden.shape[0], device=hidden.device)

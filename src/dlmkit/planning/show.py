@@ -80,7 +80,7 @@ def _memory(plan: Plan) -> Iterator[Row]:
     yield row("optimizer states", "optimizer", _shards(plan, "measured on one small weight"))
     yield row("exchange", "exchange", _exchange(plan))
     yield row("activations", "activations", "traced: small steps on tensors without values, times layers and sequences")
-    yield row("head", "head", "traced, and buffers of backbones/fused_log_prob.py; as if all tokens were noisy")
+    yield row("head", "head", "traced, and buffers of backbones/; as if all tokens were noisy")
     yield row("peak", "peak", "traced: less than the sum, since gradients come as activations go")
     fit = tuple(str(largest) if largest else "none" for largest in plan.largest.values())
     usable = f"{USABLE:.0%} of {size(plan.assumptions.device.memory)}"
@@ -144,13 +144,8 @@ def settings(plan: Plan, suggestion: Suggestion) -> list[str]:
     if memory.checkpointing != job.checkpointing:
         overrides.append(f"backbone.gradient_checkpointing={str(memory.checkpointing).lower()}")
     if memory.strategy != job.strategy:
-        overrides.append("trainer.strategy=ddp" if memory.strategy == "ddp" else _sharded(job.ranks))
+        overrides.append(f"strategy={memory.strategy}")
     return overrides
-
-
-def _sharded(ranks: int) -> str:
-    sizes = f"data_parallel_size:{ranks},tensor_parallel_size:1,save_distributed_checkpoint:false"
-    return f"'trainer.strategy={{_target_:lightning.pytorch.strategies.ModelParallelStrategy,{sizes}}}'"
 
 
 def size(num_bytes: float) -> str:
