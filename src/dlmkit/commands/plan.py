@@ -178,4 +178,6 @@ def _strategy(config: DictConfig, ranks: int) -> Strategy:
         return "fsdp2"
     if name == "auto" or name.lower().startswith("ddp"):
         return "single" if ranks == 1 else "ddp"
-    raise ValueError(f"trainer.strategy {name!r} cannot be planned: set strategy=ddp or strategy=fsdp2, or leave it out")
+    raise ValueError(
+        f"trainer.strategy {name!r} cannot be planned: set strategy=ddp or strategy=fsdp2, or leave it out"
+    )
