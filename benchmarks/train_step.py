@@ -1,6 +1,6 @@
 """Training step of masked diffusion: dlmkit's parts against a plain step written from the published description.
 
-    python -m benchmarks.train_step [--shape NAME ...] [--device auto|cpu|cuda] [--out DIR]
+    python -m benchmarks.train_step [--shape NAME ...] [--precision float32|bf16] [--device auto|cpu|cuda] [--out DIR]
 
 Each variant runs in a process of its own, so that peak memory is its own, and the processes take turns, so that a
 machine that slows down slows both. Both start from the same weights and have the same tokens, times and noise; the run
@@ -48,13 +48,20 @@ from dlmkit.types import Noised
 
 WARM_UP = 2
 CPU_THREADS = 2
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""Of the step: bf16 is autocast over float32 weights."""
+LOSSES_AGREE = {"float32": 1e-4, "bf16": 2e-2}
+"""Largest relative difference of two variants' losses."""
 Step = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(x_0 [B, L], t [B], generator of the noise) -> loss."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A GPT-2 from scratch (dropout 0) and the batch it is given; the vocabulary is GPT-2's and a mask token."""
+    """A GPT-2 from scratch (dropout 0) and the batch it is given; the vocabulary is GPT-2's and a mask token.
+
+    `alone` is for sizes of which one model fills a GPU: no other variant is run, and activations are recomputed.
+    """
 
     layers: int
     hidden: int
@@ -62,6 +69,7 @@ class Shape:
     length: int
     batch: int
     vocab: int = 50_258
+    alone: bool = False
 
     @property
     def mask_id(self) -> int:
@@ -74,6 +82,8 @@ SHAPES = {
     "gpt2_127m": Shape(layers=12, hidden=768, heads=12, length=512, batch=2),
     "gpt2_127m_gpu": Shape(layers=12, hidden=768, heads=12, length=512, batch=64),
     "gpt2_355m_gpu": Shape(layers=24, hidden=1024, heads=16, length=1024, batch=16),
+    "gpt2_1300m_gpu": Shape(layers=24, hidden=2048, heads=16, length=1024, batch=8),
+    "gpt2_6700m_gpu": Shape(layers=32, hidden=4096, heads=32, length=1024, batch=4, alone=True),
 }
 
 
@@ -86,7 +96,7 @@ def dlmkit_step(backbone: HFBackbone, shape: Shape) -> Step:
         scored[:, 0] = False  # no output predicts token 0
         x_t = process.corrupt(x_0, t, scored, generator)
         noised = Noised(x_0, x_t, t, scored, torch.ones_like(t))
-        return losses(objective, process, backbone, noised).loss.sum() / scored.sum()
+        return losses(objective, process, backbone, noised).total / scored.sum()
 
     return step
 
@@ -122,10 +132,20 @@ def reference_step(backbone: HFBackbone, shape: Shape) -> Step:
     return step
 
 
-VARIANTS: dict[str, tuple[Callable[[HFBackbone, Shape], Step], str]] = {
-    "dlmkit": (dlmkit_step, "sdpa"),
-    "reference": (reference_step, "sdpa"),
-    "dlmkit_flash_attention_2": (dlmkit_step, "flash_attention_2"),
+@dataclass(frozen=True)
+class Variant:
+    """A step, the attention kernel of its network, and whether the network without its head is compiled."""
+
+    make_step: Callable[[HFBackbone, Shape], Step]
+    attention: str = "sdpa"
+    compiled: bool = False
+
+
+VARIANTS = {
+    "dlmkit": Variant(dlmkit_step),
+    "reference": Variant(reference_step),
+    "dlmkit_compiled": Variant(dlmkit_step, compiled=True),
+    "dlmkit_flash_attention_2": Variant(dlmkit_step, "flash_attention_2"),
 }
 
 
@@ -143,21 +163,23 @@ def build_backbone(shape: Shape, attention: str) -> HFBackbone:
         bos="none",
         attention=attention,
         attention_with_mask=None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=shape.alone,
         lora={"rank": 0},
         name=None,
         config={"model_type": "gpt2", **sizes, **no_dropout},
     )
 
 
-def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
+def worker(pipe: Any, variant: Variant, shape: Shape, precision: str, device_name: str) -> None:
     """Run one variant in its own process: each number received is how many steps to take and time."""
     device = torch.device(device_name)
     if device.type == "cpu":
         torch.set_num_threads(CPU_THREADS)
-    make_step, attention = VARIANTS[variant]
-    backbone = build_backbone(shape, attention).to(device)
-    step = make_step(backbone, shape)
+    with device:
+        backbone = build_backbone(shape, variant.attention)
+    step = variant.make_step(backbone, shape)
+    if variant.compiled:
+        backbone.model.base_model.compile()
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-4, fused=True)
     index = 0
     while num_steps := pipe.recv():
@@ -168,7 +190,7 @@ def worker(pipe: Any, variant: str, shape: Shape, device_name: str) -> None:
             t = Stratified(eps=1e-3).sample(shape.batch, generator_for("cpu", "t", index)).t.to(device)
             synchronize(device)
             begin = time.perf_counter()
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 loss = step(x_0, t, generator)
             loss.backward()
             optimizer.step()
@@ -194,7 +216,9 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def measure(shape: Shape, device: str, variants: list[str], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
+def measure(
+    shape: Shape, precision: str, device: str, variants: list[str], rounds: int, steps: int
+) -> dict[str, dict[str, Any]]:
     """Return per variant: step seconds, losses, peak bytes. Processes take turns, `steps` at a time."""
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -203,7 +227,9 @@ def measure(shape: Shape, device: str, variants: list[str], rounds: int, steps: 
     pipes, processes = {}, []
     for name in variants:
         pipes[name], end = context.Pipe()
-        processes.append(context.Process(target=worker, args=(end, name, shape, device), daemon=True))
+        processes.append(
+            context.Process(target=worker, args=(end, VARIANTS[name], shape, precision, device), daemon=True)
+        )
         processes[-1].start()
         end.close()  # so that a worker that stops is an EOFError here and not an endless wait
     for round_index in range(rounds + 1):
@@ -224,17 +250,19 @@ def check_losses(values: dict[str, list[float]], relative: float) -> float:
 
     The reference does not forbid the mask token, as published, which alone moves a loss by about log(1 + 1 / V).
     """
-    worst = max(abs(x - y) / abs(y) for own in values.values() for x, y in zip(own, values["reference"], strict=True))
+    of_reference = values.get("reference", values["dlmkit"])
+    worst = max(abs(x - y) / abs(y) for own in values.values() for x, y in zip(own, of_reference, strict=True))
     if not worst <= relative:
         raise RuntimeError(f"losses differ by {worst:.1e} of their value, more than {relative:.0e}: {values}")
     return worst
 
 
-def summarize(shape: Shape, device: str, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what is reported of one shape."""
-    on_gpu = device == "cuda"
-    worst = check_losses({name: run["losses"] for name, run in measured.items()}, 2e-2 if on_gpu else 1e-4)
-    peak_flops = get_available_flops(torch.device(device), torch.bfloat16) if on_gpu else None
+def summarize(
+    shape: Shape, precision: str, device: str, product_flops: float, measured: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what is reported of one shape in one precision."""
+    worst = check_losses({name: run["losses"] for name, run in measured.items()}, LOSSES_AGREE[precision])
+    peak_flops = get_available_flops(torch.device(device), PRECISIONS[precision]) if device == "cuda" else None
     fraction = head_fraction(MaskedElbo(), Absorbing(Linear(), shape.vocab, shape.mask_id), Independent())
     with torch.device("meta"):
         flops_per_token = build_backbone(shape, "sdpa").flops_per_token(shape.length, fraction)
@@ -247,17 +275,30 @@ def summarize(shape: Shape, device: str, measured: dict[str, dict[str, Any]]) ->
             "step_seconds": run["seconds"],
             "peak_bytes": run["peak_bytes"],
             "flops_per_second": flops,
+            "of_products": flops / product_flops,
             "mfu": flops / peak_flops if peak_flops else None,
         }
-    ours, reference = variants["dlmkit"], variants["reference"]
-    return {
-        **asdict(shape),
-        "precision": "bf16 autocast" if on_gpu else "float32",
-        "speedup": ours["tokens_per_second"] / reference["tokens_per_second"],
-        "memory_ratio": ours["peak_bytes"] / reference["peak_bytes"],
-        "largest_loss_difference": worst,
-        "variants": variants,
-    }
+        if "reference" in measured:
+            reference = measured["reference"]
+            speedup = statistics.median(reference["seconds"]) / statistics.median(run["seconds"])
+            variants[name] |= {"speedup": speedup, "memory_ratio": run["peak_bytes"] / reference["peak_bytes"]}
+    return {**asdict(shape), "precision": precision, "largest_loss_difference": worst, "variants": variants}
+
+
+def rate_of_products(device: str, precision: str) -> float:
+    """Return FLOP/s of square matrix products, the fastest of ten: a ceiling for the step."""
+    size = 8192 if device == "cuda" else 2048
+    if device == "cpu":
+        torch.set_num_threads(CPU_THREADS)
+    left, right = torch.randn(2, size, size, device=device, dtype=PRECISIONS[precision])
+    seconds = []
+    for _ in range(10):
+        synchronize(torch.device(device))
+        begin = time.perf_counter()
+        left @ right
+        synchronize(torch.device(device))
+        seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(seconds)
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -299,26 +340,29 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{machine['kind']}, {machine['cores']} cores, {machine['threads']} threads; torch {machine['torch']},"
         f" transformers {machine['transformers']}; commit {machine['git_commit']}{changes}."
-        f" flash_attention_2: {machine['flash_attn']}.",
+        f" flash_attention_2: {machine['flash_attn']}. Matrix products alone: "
+        + ", ".join(
+            f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in machine["product_flops_per_second"].items()
+        )
+        + ".",
         "",
-        "| shape | variant | tokens/s | speedup | peak memory | ratio | TFLOP/s | MFU |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| shape | precision | variant | tokens/s | speedup | peak memory | ratio | TFLOP/s | of products | MFU |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, shape in result["shapes"].items():
-        reference = shape["variants"]["reference"]
+    for shape in result["shapes"]:
         for variant, run in shape["variants"].items():
-            speedup = run["tokens_per_second"] / reference["tokens_per_second"]
-            memory = run["peak_bytes"] / reference["peak_bytes"]
-            mfu = "" if run["mfu"] is None else f"{100 * run['mfu']:.0f}%"
+            has_reference = "speedup" in run
             cells = [
-                name,
+                shape["name"],
+                shape["precision"],
                 variant,
                 f"{run['tokens_per_second']:,.0f}",
-                f"{speedup:.2f}x",
+                f"{run['speedup']:.2f}x" if has_reference else "",
                 f"{run['peak_bytes'] / 2**30:.2f} GiB",
-                f"{memory:.2f}x",
+                f"{run['memory_ratio']:.2f}x" if has_reference else "",
                 f"{run['flops_per_second'] / 1e12:.3g}",
-                mfu,
+                f"{100 * run['of_products']:.0f}%",
+                "" if run["mfu"] is None else f"{100 * run['mfu']:.0f}%",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -329,6 +373,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: the two for this kind of device")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: both on a CPU, bf16 on a GPU")
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, help="default: all that this machine has")
     parser.add_argument("--batch", type=int, help="sequences per step, instead of the shape's")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
     parser.add_argument("--steps", type=int, default=4, help="steps per turn")
@@ -336,22 +382,30 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     names = options.shape or [name for name in SHAPES if name.endswith("_gpu") == (device == "cuda")]
-    variants = ["dlmkit", "reference"]
+    precisions = options.precision or (["bf16"] if device == "cuda" else list(PRECISIONS))
     machine = describe_machine(device)
-    if machine["flash_attn"] == "measured":
-        variants.append("dlmkit_flash_attention_2")
-
-    shapes = {}
-    for name in names:
-        shape = replace(SHAPES[name], batch=options.batch or SHAPES[name].batch)
-        shapes[name] = summarize(shape, device, measure(shape, device, variants, options.rounds, options.steps))
-    result = {"date": datetime.date.today().isoformat(), "machine": machine, "shapes": shapes}
+    rates = {precision: rate_of_products(device, precision) for precision in precisions}
+    machine["product_flops_per_second"] = rates
+    result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine, "shapes": []}
     kind = re.sub(r"[^a-z0-9]+", "-", machine["kind"].lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{result['date']}-{kind}-train_step.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(table(result))
+    for name, precision in ((name, precision) for name in names for precision in precisions):
+        shape = replace(SHAPES[name], batch=options.batch or SHAPES[name].batch)
+        variants = options.variant or _variants(machine, device, shape)
+        measured = measure(shape, precision, device, variants, options.rounds, options.steps)
+        result["shapes"].append({"name": name, **summarize(shape, precision, device, rates[precision], measured)})
+        path.write_text(json.dumps(result, indent=2) + "\n")  # after each shape: a later one may not fit
+        path.with_suffix(".md").write_text(table(result))
     print(table(result))
+
+
+def _variants(machine: dict[str, Any], device: str, shape: Shape) -> list[str]:
+    if shape.alone:
+        return ["dlmkit"]
+    on_gpu = ["dlmkit_compiled"] if device == "cuda" else []
+    flash = ["dlmkit_flash_attention_2"] if machine["flash_attn"] == "measured" else []
+    return ["dlmkit", "reference", *on_gpu, *flash]
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from dlmkit.checkpoints.container import read
+from dlmkit.checkpoints.shards import read_whole
 from dlmkit.cli import main
 from dlmkit.runs.contents import foreign_entry
 
@@ -87,7 +87,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def checkpoint(run_dir: Path, name: str = "last.ckpt") -> dict[str, Any]:
-    return read(run_dir / "checkpoints" / name)
+    return read_whole(run_dir / "checkpoints" / name)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

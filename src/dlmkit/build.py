@@ -11,14 +11,15 @@ import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone, check_token_id
+from dlmkit.backbones.deferred import DeferredWeights
+from dlmkit.callbacks.compiling import CompileLayers
 from dlmkit.callbacks.finite import FiniteSteps
-from dlmkit.checkpoints.io import KitCheckpointIO, ShardedStrategy, check_strategy
+from dlmkit.checkpoints.io import KitCheckpointIO
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import conf_dir, nearest
 from dlmkit.corruption.base import Corruption
@@ -27,10 +28,12 @@ from dlmkit.data.module import CorpusDataModule
 from dlmkit.data.order import BatchPlan
 from dlmkit.loggers import MetricsTable, prepare
 from dlmkit.module import DiffusionLM
+from dlmkit.notices import notice
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
+from dlmkit.strategies import OWN, ShardedStrategy, check_strategy
 from dlmkit.t_samplers.base import TimeSampler
 
 
@@ -146,8 +149,10 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
     torch.manual_seed(seed_for(config.seed, "parts"))  # initial weights of parts that have any, such as an objective
     parts = build_parts(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)  # initial weights of the network
-    backbone = build_backbone(config)
+    backbone = _split_backbone(config) if _is_sharded(config) else build_backbone(config)
     backbone.check_length(config.length)
+    for remark in backbone.remarks:
+        notice(remark)
     check(replace(parts, backbone=backbone, ar_weight=config.ar_weight))
     assert parts.process is not None
     assert parts.objective is not None
@@ -165,11 +170,31 @@ def build_module(config: DictConfig, bytes_per_token: float | None) -> Diffusion
         ar_weight=config.ar_weight,
         seed=config.seed,
     )
+    _try_optimizer(module, config)
+    return module
+
+
+def _split_backbone(config: DictConfig) -> Backbone:
+    """Build the network without its weights, which are made once it is split."""
+    with DeferredWeights() as deferred:
+        backbone = build_backbone(config)
+    backbone.deferred = deferred
+    return backbone
+
+
+def _is_sharded(config: DictConfig) -> bool:
+    node = config.trainer.strategy
+    return isinstance(node, DictConfig) and OWN.get(get_object(node._target_)) is ShardedStrategy
+
+
+def _try_optimizer(module: DiffusionLM, config: DictConfig) -> None:
     try:
+        if module.backbone.deferred is not None:  # its weights are not there yet
+            module.make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+            return
         module.configure_optimizers()  # called again by Lightning; here unsuitable settings raise before a run begins
     except TypeError as error:
         raise ValueError(f"optimizer={config.optimizer._target_}: {error}") from error
-    return module
 
 
 def build_trainer(
@@ -185,8 +210,7 @@ def build_trainer(
         steps_done: steps of a resumed run that stay in its logs.
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    if isinstance(options["strategy"], dict):
-        options["strategy"] = _strategy(options["strategy"])
+    options["strategy"] = build_strategy(options["strategy"])
     loggers = build_loggers(config, run_dir, steps_done)
     try:
         trainer = pl.Trainer(
@@ -212,12 +236,13 @@ def build_trainer(
     return trainer
 
 
-def _strategy(node: dict[str, Any]) -> Strategy:
-    """Build a strategy; in the place of Lightning's FSDP2 the kit's, which verifies checkpoints."""
-    sharded = get_object(node["_target_"]) is ModelParallelStrategy
-    target = f"{ShardedStrategy.__module__}.{ShardedStrategy.__qualname__}" if sharded else node["_target_"]
-    strategy: Strategy = instantiate({**node, "_target_": target})
-    return strategy
+def build_strategy(node: Any) -> Any:
+    """Build the strategy of `trainer.strategy`: Lightning's own words as they are, a `_target_` as an object."""
+    if not isinstance(node, dict):
+        return node
+    target = get_object(node["_target_"])
+    own = OWN.get(target, target)
+    return instantiate({**node, "_target_": f"{own.__module__}.{own.__qualname__}"})
 
 
 def build_loggers(config: DictConfig, run_dir: Path, steps_done: int) -> list[Logger]:
@@ -242,8 +267,8 @@ def _resume_options(node: DictConfig, steps_done: int) -> dict[str, Any]:
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """Build the callbacks that `config.callbacks` names, and the one that watches for NaN, which every run has."""
+    """Build the callbacks that `config.callbacks` names, and those that every run has: for NaN, and to compile."""
     callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
-    callbacks.append(FiniteSteps(**config.non_finite))
+    callbacks += [FiniteSteps(**config.non_finite), CompileLayers(config.compile)]
     # Averaged weights come first, so that the samples at the end of training are those of the averaged model.
     return sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))

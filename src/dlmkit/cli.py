@@ -9,28 +9,39 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlmkit import __version__
+from dlmkit.commands.streams import BROKEN_PIPE, is_lost_output, prepare_streams
 from dlmkit.runs.stopping import Stopped
 
 USAGE_ERROR = 2
+TAKE_SETTINGS = ("train", "plan")
+"""Commands with key=value settings of a run."""
 INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (check: a law is broken), or 2 with one line on what to mend."""
+    prepare_streams()
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     parser = build_parser()
     options, rest = parser.parse_known_args([argument for argument in arguments if argument != "--debug"])
-    if rest and options.command != "train":
+    if rest and options.command not in TAKE_SETTINGS:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return dispatch(options, rest)
+        code = dispatch(options, rest)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as interrupt:
         hint = f": {interrupt}" if str(interrupt) else ""
         print(f"dlmkit {options.command}: interrupted{hint}", file=sys.stderr)
         return interrupt.code if isinstance(interrupt, Stopped) else INTERRUPTED
     except Exception as error:  # turned into one line, or raised again
+        if options.command != "train" and is_lost_output(error):
+            if isinstance(error, BrokenPipeError):  # as of `| head`, which has what it wanted
+                return BROKEN_PIPE
+            print(f"dlmkit {options.command}: the output could not be written ({error.strerror})", file=sys.stderr)
+            return USAGE_ERROR
         from dlmkit.config import explain
 
         line = explain(error, rest)
@@ -62,6 +73,10 @@ def dispatch(options: argparse.Namespace, rest: list[str]) -> int:
         from dlmkit.commands.check.run import main as check
 
         return check(options.parts, options.json)
+    elif options.command == "plan":
+        from dlmkit.commands.plan import main as plan
+
+        plan(options, rest)
     elif options.command == "doctor":
         from dlmkit.commands.doctor import main as doctor
 
@@ -83,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_convert(commands)
     _add_check(commands)
+    _add_plan(commands)
     commands.add_parser("doctor", help="what this machine has, and whether one training step works")
     return parser
 
@@ -173,6 +189,36 @@ def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
         " class's import path; several with commas",
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
+
+
+def _add_plan(commands: argparse._SubParsersAction[Any]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="memory, operations, time and money of a run, before anything is spent",
+        usage="dlmkit plan [experiment=NAME] [key=value ...] [--devices N] [--on NAME] [--json]",
+        description="Settings are those of `dlmkit train`. No weight is made, and nothing is downloaded or written: the"
+        " network is built without memory, and a step of it runs on tensors that have sizes alone.",
+        epilog="example: dlmkit plan experiment=diffugpt_s --devices 8 --on h100 --utilisation 0.4 --price 2.5",
+    )
+    plan.add_argument(
+        "--devices", type=int, metavar="N", help="devices of one machine (default: trainer.devices x num_nodes)"
+    )
+    plan.add_argument(
+        "--on",
+        default="h100",
+        metavar="NAME",
+        help="b200, h200, h100, a100, a100-40, l40s, l4, rtx4090, v100 or cpu (default h100)",
+    )
+    plan.add_argument("--memory", type=float, metavar="GIB", help="of a device (default: the named one's)")
+    plan.add_argument(
+        "--peak", type=float, metavar="TFLOPS", help="peak rate of a device, TFLOP/s (default: the named one's)"
+    )
+    plan.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="X", help="of the peak, in (0, 1] (default 0.4)"
+    )
+    plan.add_argument("--price", type=float, metavar="X", help="of an hour of one device, in any currency")
+    plan.add_argument("--vocab-size", type=int, metavar="N", help="ids of the tokenizer, where only the data has them")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 if __name__ == "__main__":

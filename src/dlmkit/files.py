@@ -25,7 +25,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     It lies beside `path`, on the same file system. It is flushed to the disk before it is renamed, and its folder
     after, so that a crash of the machine leaves the old file or the new one. A failure leaves the old file alone.
+    A device or a pipe (/dev/stdout) is never replaced: it is written to.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -35,6 +40,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(path)
         _flush_folder(path.parent)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)  # which is the name that a user knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from dlmkit.backbones.base import Backbone
@@ -24,10 +26,13 @@ from dlmkit.randomness import generator_for
 from dlmkit.ranks import shard_of
 from dlmkit.step import discretise, losses, without_first
 from dlmkit.t_samplers.base import TimeSampler
+from dlmkit.tensors import copied
+from dlmkit.training.gradients import scale_and_clip
+from dlmkit.training.logging import log_step
 from dlmkit.training.lr_schedules.base import LRSchedule
 from dlmkit.training.next_token_loss import next_token_loss
 from dlmkit.training.parameter_groups import parameter_groups
-from dlmkit.training.sharding import gathered, reduce_replicated, shard
+from dlmkit.training.sharding import DATA, reduce_replicated, shard, total_norm
 from dlmkit.training.totals import StepTotals
 from dlmkit.types import FULL_ATTENTION, Attention, Batch, StepOutput, TimeDraw
 
@@ -58,6 +63,7 @@ class DiffusionLM(pl.LightningModule):
             set by callbacks.FiniteSteps. Parts learn nothing from that step.
     """
 
+    offload_shards: bool = False  # keep a sharded network's weights in main memory; set by strategies.ShardedStrategy
     flops_per_batch: float | None = None  # of a micro-batch; set by callbacks.Throughput, read by Lightning's monitor
 
     def __init__(
@@ -108,6 +114,11 @@ class DiffusionLM(pl.LightningModule):
         return dict(walk(outer))
 
     @property
+    def data_group(self) -> ProcessGroup | None:
+        """The processes that read different data; ``None`` for all."""
+        return None if self.device_mesh is None else self.device_mesh[DATA].get_group()
+
+    @property
     def block_size(self) -> int | None:
         """Tokens per block of block diffusion; a callback may change it during training."""
         return self.objective.block_size
@@ -117,9 +128,10 @@ class DiffusionLM(pl.LightningModule):
         self.objective.block_size = block_size
 
     def configure_model(self) -> None:
-        """Shard the network over devices where the strategy is lightning's ModelParallelStrategy."""
+        """Shard the network over devices where the strategy is strategies.ShardedStrategy."""
         if self.device_mesh is not None:
-            shard(self.backbone, self.device_mesh)
+            shard(self.backbone, self.device_mesh, self.trainer.strategy.root_device, self.offload_shards)
+            self.likelihood.process_group = self.data_group
 
     def set_val_times(self, num_val_times: int) -> None:
         """Score each validation sequence at `num_val_times` times from now on (once, if the objective is exact)."""
@@ -137,35 +149,47 @@ class DiffusionLM(pl.LightningModule):
         token_loss = losses(self.objective, self.process, self.backbone, noised, self.attention)
         per_token = token_loss.loss.detach().view(-1, *batch.tokens.shape).sum(0)  # over the copies of a sequence
         self.totals.add(StepOutput(draw, per_token, noised, batch.scored))
-        num_scored = batch.scored.sum().clamp_min(1)
-        self.log("train/loss", token_loss.loss.detach().sum() / num_scored, prog_bar=True)
-        self.log("train/nll", token_loss.nll.sum() / num_scored)
-        loss = token_loss.loss.sum()
+        loss = token_loss.total
+        sums = {"train/loss": loss.detach(), "train/nll": token_loss.nll.sum()}
         if self.ar_weight:
             ar_loss = next_token_loss(self.backbone, batch, times.t)
-            self.log("train/ar_nll", ar_loss.detach() / num_scored)
+            sums["train/ar_nll"] = ar_loss.detach()
             loss = loss + self.ar_weight * ar_loss
+        num_scored = batch.scored.sum().clamp_min(1)
+        log_step(self, {name: value / num_scored for name, value in sums.items()}, shown=("train/loss",))
         self.totals.loss = self.totals.loss + loss.detach()
         # Divided by all positions here, which every micro-batch has alike, and by the global number of scored ones in
         # on_before_optimizer_step: only then is it known.
         return loss / batch.scored.numel()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn the mean over positions into the mean over scored tokens of the global batch, before clipping."""
+        """Turn the mean over positions into that over scored tokens of the global batch, and clip its norm.
+
+        A GPU is waited for here, once: whether loss and gradient are finite decides whether the update is made.
+        """
         strategy = self.trainer.strategy
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         reduce_replicated(gradients, lambda gradient: strategy.reduce(gradient, reduce_op="mean"), self.device_mesh)
-        norm = gathered(torch.nn.utils.get_total_norm(gradients))
-        self.totals.grad_norm = norm
-        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        self.totals.grad_norm = total_norm(gradients)
+        totals = self.totals.reduced(lambda sums: strategy.reduce(sums.to(self.device), self.data_group, "sum"))
         self.totals = StepTotals(self.parts)
-        factor = totals.num_positions / max(totals.num_scored, 1.0)
-        torch._foreach_mul_(gradients, factor)  # the gradients are 0 where nothing is scored
-        self.log("train/grad_norm", norm * factor)
+        factor = totals.num_positions / max(float(totals.num_scored), 1.0)
+        _, num_ranks = shard_of(self.trainer)
+        norm = float(totals.grad_norm) / num_ranks  # on every rank that of the averaged gradient
+        by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
+        scale_and_clip(gradients, norm, factor, self.trainer.gradient_clip_val if by_norm else None)
+        log_step(self, {"train/grad_norm": norm * factor})
         if self.on_non_finite is not None and not math.isfinite(totals.loss + totals.grad_norm):
             self.on_non_finite(totals)
         else:
             totals.update_parts()
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip single values if the trainer says so; `on_before_optimizer_step` has clipped the norm."""
+        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score every token of the batch at every time of the shared grid."""
@@ -235,4 +259,4 @@ class DiffusionLM(pl.LightningModule):
         draw = self.t_sampler.sample(size * blocks, generator_for("cpu", self.seed, "t", self.global_step))
         draw = draw.by_block(blocks)
         indices = list(range(micro * world + rank, size, accumulate * world))
-        return TimeDraw(draw.t[indices].to(self.device), draw.weight[indices].to(self.device)), indices
+        return TimeDraw(*(copied(values[indices], self.device) for values in draw)), indices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from dlmkit.ranks import is_rank_zero
@@ -10,4 +11,5 @@ from dlmkit.ranks import is_rank_zero
 def notice(line: str) -> None:
     """Print a line, from one process of a run."""
     if is_rank_zero():
-        sys.stderr.write(f"dlmkit: {line}\n")
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it
+            sys.stderr.write(f"dlmkit: {line}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,11 @@ def losses(
         noised: from `Corruption.draw`.
         attention: share of the future that the network attends to.
     """
-    return objective(network(network_input(objective, noised, attention)), noised, process)
+    inputs = network_input(objective, noised, attention)
+    if inputs.context is not None and objective.noisy_positions_only:
+        read = process.may_change(noised.x_t) & noised.scored
+        inputs = replace(inputs, context=replace(inputs.context, read=read))
+    return objective(network(inputs), noised, process)
 
 
 def network_input(objective: Objective[Any], noised: Noised, attention: Attention = FULL_ATTENTION) -> NetworkInput:

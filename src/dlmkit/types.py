@@ -17,6 +17,7 @@ Time: t = 0 is data, t = 1 is noise. Losses are nats per token. ``scored`` is th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning refuses to look into frozen records for what bf16-true and 64-true convert
 class Batch:
     """Clean token sequences as the data pipeline delivers them.
 
@@ -41,9 +42,16 @@ class Batch:
     segments: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on `device`."""
-        segments = None if self.segments is None else self.segments.to(device)
-        return Batch(self.tokens.to(device), self.scored.to(device), segments)
+        """Return the same batch on `device`; a GPU gets a pinned batch while the program goes on."""
+        on_gpu = torch.device(device).type == "cuda"
+        segments = None if self.segments is None else self.segments.to(device, non_blocking=on_gpu)
+        scored = self.scored.to(device, non_blocking=on_gpu)
+        return Batch(self.tokens.to(device, non_blocking=on_gpu), scored, segments)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU reads by itself; DataLoader calls this."""
+        segments = None if self.segments is None else self.segments.pin_memory()
+        return Batch(self.tokens.pin_memory(), self.scored.pin_memory(), segments)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -102,11 +110,13 @@ class Context:
         tokens: clean tokens, int64 [B, L] like x_t; with `last` the last block of it is not read.
         block_size: tokens per block; only with `last` may the last block be shorter.
         last: whether only the last block is noisy and predicted (in generation); the blocks before it are clean.
+        read: bool [B, L], the predictions that will be read, where these are not all: any of the others may be wrong.
     """
 
     tokens: Tensor
     block_size: int
     last: bool = False
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -158,23 +168,77 @@ class NetworkInput:
     cache: Cache | None = None
 
 
+class WeightedNLL(NamedTuple):
+    """Negative log-probabilities of tokens and their weighted sum, nats; both are differentiable.
+
+    Attributes:
+        total: scalar, the sum of weight * values.
+        values: float32 [N].
+    """
+
+    total: Tensor
+    values: Tensor
+
+
+class ClosedForm(ABC):
+    """A number from each row of logits, with its gradient in closed form; rows are treated apart."""
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the values [n] for logits [n, V], the mask token at -inf, and arguments [n]; differentiable."""
+
+    @abstractmethod
+    def to_gradient_(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the same values [n], and turn each row of the logits, in place, into the gradient of its value.
+
+        The gradient of the mask's logit is zero. Called where nothing is recorded.
+        """
+
+
+class WeightedValues(NamedTuple):
+    """Values of a closed form at N positions.
+
+    Attributes:
+        loss: weight * value, [N], differentiable.
+        value: [N], detached.
+    """
+
+    loss: Tensor
+    value: Tensor
+
+
 class Prediction(Protocol):
     """A network's prediction, whose logits are evaluated at the positions that a caller selects."""
 
     def logits(self, where: Tensor) -> Tensor:
         """Return float32 logits [N, V] at the N True entries of `where` (bool [B, L]), the mask token at -inf."""
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is int64 [B, L].
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Return log p(tokens) [N] at the True entries of `where`, never building [B, L, V]; tokens is int64 [B, L]."""
 
-        `weight` [N] makes the gradient cheaper: the factor that the loss multiplies each value by, up to a common
-        one. It does not change the values, and a wrong weight costs time only.
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) at the True entries of `where`, and its sum with `weight` [N].
+
+        The gradient of the sum is cheaper than that of anything else that is computed from the values.
         """
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return [N]: function(logits [n, V], *arguments [n]) -> [n] on chunks of the True entries of `where`.
 
         The caller gives each of `arguments` as [N], in the order of tensor[where]; the function must treat rows apart.
+        """
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits, *arguments), and the same times `weight`, differentiable; the rest as in `map_logits`.
+
+        `weight` and `arguments`, [N] each, get no gradients. The gradient is made for a sum of the weighted values,
+        times one number; any other loss of them is right and takes longer.
+        """
+
+    def in_float32(self) -> Prediction:
+        """Return the same prediction with logits from float32 products, where autocast is off.
+
+        A network that trains in bf16 or float16 is evaluated like this.
         """
 
 
@@ -211,10 +275,18 @@ class TokenLoss:
         nll: float [B, L], detached, `Noised.weight` included unless the objective is exact. Its sum over L, and over
             the copies of a sequence, estimates the diffusion term of the bound without bias (exact: it is
             -log p(x_0)); evaluation uses it alone.
+        fused: scalar, the sum of `loss` over B and L whose gradient the objective had computed with it; ``None`` where
+            that comes from `loss`.
     """
 
     loss: Tensor
     nll: Tensor
+    fused: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of `loss`, a scalar; training differentiates it, which may cost less than by way of `loss`."""
+        return self.loss.sum() if self.fused is None else self.fused
 
 
 @dataclass(frozen=True)

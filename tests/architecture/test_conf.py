@@ -31,7 +31,7 @@ TOP_LEVEL = {
     *("backbone", "callbacks", "corruption", "data", "logger", "lr_schedule", "objective", "optimizer", "process"),
     *("sampler", "schedule", "t_sampler", "tokenizer", "trainer"),
     *("ar_weight", "batch", "budget", "non_finite", "validation", "vocab"),
-    *("causal", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
+    *("causal", "compile", "if_exists", "init_from", "length", "member", "num_steps", "run_dir", "seed"),
 }
 SECTIONS = {
     "batch": {"size", "accumulate", "micro_size", "num_workers"},

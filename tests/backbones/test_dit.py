@@ -415,3 +415,13 @@ def test_a_sequence_longer_than_max_length_is_refused():
         ValueError, match=r"length 13 is more than this backbone's 12 positions .* set length to at most 12"
     ):
         model(NetworkInput(tokens(1, L + 1), times(1)))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    x_t, everywhere = tokens(2, L), torch.ones(2, L, dtype=torch.bool)
+    gradients = []
+    for recompute in (False, True):
+        model = tiny(gradient_checkpointing=recompute)
+        model(NetworkInput(x_t, times(2))).token_log_prob(x_t, everywhere).sum().backward()
+        gradients.append({name: one.grad for name, one in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlmkit.backbones import fused_log_prob
+from dlmkit.backbones import fused_log_prob, weighted_nll
 from dlmkit.backbones import head as head_module
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.types import NetworkInput
@@ -23,10 +23,12 @@ def chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest pieces there are: 64 rows of 143 for any function, 256 columns of 601 for log-probabilities."""
+    """The smallest pieces: 64 rows of 143 (the softmax row by row), 256 columns of 601 where logits are recomputed."""
     monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(fused_log_prob, "TILE_ELEMENTS", {"cpu": 1})
-    monkeypatch.setattr(fused_log_prob, "ROWS_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr(weighted_nll, "ROWS_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr(weighted_nll, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(weighted_nll, "ROW_ALIGNMENT", {"cpu": 64})
 
 
 class Case:
@@ -98,43 +100,82 @@ def test_token_log_prob_and_its_gradients(keywords, chunked):
 
 
 @pytest.mark.parametrize("keywords", CASES)
-def test_gradients_of_weighted_log_probabilities(keywords, chunked):
-    """With the loss's weights known up to a factor, values and gradients are those of the plain route."""
+def test_weighted_nll_and_its_gradients(keywords, chunked):
+    """The sum's gradient, computed with the values, is that of the plain route, whatever the sum is multiplied by."""
     case = Case(**keywords)
+    reference = -case.reference()
     for factor in (1.0, -0.25):
-        mine = case.prediction().token_log_prob(case.tokens, case.where, factor * case.upstream)
-        torch.testing.assert_close(mine.double(), case.reference(), rtol=1e-5, atol=1e-5)
-        for one, other in zip(case.gradients(mine), case.gradients(case.reference()), strict=True):
+        total, values = case.prediction().weighted_nll(case.tokens, case.where, case.upstream)
+        torch.testing.assert_close(values.double(), reference, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(total.double(), reference @ case.upstream.double(), rtol=1e-5, atol=1e-4)
+        expected = torch.autograd.grad(factor * (reference @ case.upstream.double()), case.leaves, retain_graph=True)
+        for one, other in zip(torch.autograd.grad(factor * total, case.leaves), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("keywords", CASES)
-def test_a_weight_that_is_not_the_losses(keywords, chunked):
-    """The announced weight changes the time that a gradient takes, not the gradient; nor does a second backward."""
+def test_other_gradients_of_weighted_nll(keywords, chunked):
+    """The values may go into another loss, beside the sum or alone, and be differentiated twice."""
     case = Case(**keywords)
-    reference = case.gradients(case.reference())
-    announced = case.upstream * (1 + 0.01 * torch.rand(case.upstream.shape))
-    for weight in (torch.ones_like(case.upstream), announced, case.upstream):
-        log_prob = case.prediction().token_log_prob(case.tokens, case.where, weight)
-        for _ in range(2):
-            loss = (log_prob * case.upstream).sum()
-            for one, other in zip(torch.autograd.grad(loss, case.leaves, retain_graph=True), reference, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    other = torch.rand(case.upstream.shape)
+    reference = -case.reference()
+    total, values = case.prediction().weighted_nll(case.tokens, case.where, case.upstream)
+    losses = {
+        "values": ((values * other).sum(), (reference * other).sum()),
+        "both": (total + (values * other).sum(), (reference * (case.upstream + other)).sum()),
+        "total": (total, (reference * case.upstream).sum()),
+        "again": (total, (reference * case.upstream).sum()),
+    }
+    for mine, plain in losses.values():
+        got = torch.autograd.grad(mine, case.leaves, retain_graph=True)
+        want = torch.autograd.grad(plain, case.leaves, retain_graph=True)
+        for one, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_a_frozen_tensor_gets_no_gradient_and_the_others_theirs(frozen):
+    case = Case(bias=True)
+    getattr(case, frozen).requires_grad_(False)
+    leaves = [leaf for leaf in case.leaves if leaf.requires_grad]
+    reference = -case.reference() @ case.upstream.double()
+    total, values = case.prediction().weighted_nll(case.tokens, case.where, case.upstream)
+    for mine in ((values * case.upstream).sum(), total):
+        got = torch.autograd.grad(mine, leaves, retain_graph=True)
+        for one, expected in zip(got, torch.autograd.grad(reference, leaves, retain_graph=True), strict=True):
+            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("keywords", CASES)
-def test_token_log_prob_under_autocast(keywords, weighted, chunked):
+def test_log_probabilities_under_autocast(keywords, weighted, chunked):
     """bfloat16 has 8 bits: products are good to half a percent of their largest terms."""
     case = Case(**keywords)
     with torch.autocast("cpu", torch.bfloat16):
-        mine = case.prediction().token_log_prob(case.tokens, case.where, case.upstream if weighted else None)
+        if weighted:
+            total, values = case.prediction().weighted_nll(case.tokens, case.where, -case.upstream)
+            mine = -values
+        else:
+            mine = case.prediction().token_log_prob(case.tokens, case.where)
+            total = (mine * case.upstream).sum()
     reference = case.reference()
-    assert mine.dtype == torch.float32
+    assert mine.dtype == total.dtype == torch.float32
     torch.testing.assert_close(mine.double(), reference, rtol=0.02, atol=0.1)
-    for one, other in zip(case.gradients(mine), case.gradients(reference), strict=True):
+    for one, other in zip(torch.autograd.grad(total, case.leaves), case.gradients(reference), strict=True):
         assert one.dtype == torch.float32
         assert float((one - other).norm() / other.norm()) < 0.02
+
+
+@pytest.mark.parametrize("mask_id", [None, 3])
+def test_the_expression_that_is_compiled_on_a_gpu_is_the_softmax_in_tiles(mask_id):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, 64, generator=generator)
+    tokens = torch.randint(4, 61, (5,), generator=generator)
+    in_tiles, whole = logits.clone(), logits.clone()
+    values = weighted_nll._softmax_in_tiles(in_tiles, tokens, 61, mask_id)
+    torch.testing.assert_close(weighted_nll._softmax_whole(whole, tokens, 61, mask_id), values)
+    torch.testing.assert_close(whole, in_tiles)
+    assert (whole[:, 61:] == 0).all()
 
 
 def test_token_log_prob_with_bfloat16_weights(chunked):
@@ -143,11 +184,13 @@ def test_token_log_prob_with_bfloat16_weights(chunked):
     with torch.no_grad():
         low.hidden, low.weight, low.bias = (leaf.bfloat16().requires_grad_(True) for leaf in case.leaves)
     low.head = Head(low.weight, low.bias)
-    mine = low.prediction().token_log_prob(low.tokens, low.where)
-    torch.testing.assert_close(mine.double(), case.reference(), rtol=0.02, atol=0.1)
-    for one, other in zip(low.gradients(mine), case.gradients(case.reference()), strict=True):
-        assert one.dtype == torch.bfloat16
-        assert float((one.float() - other).norm() / other.norm()) < 0.02
+    values = low.prediction().token_log_prob(low.tokens, low.where)
+    total, negative = low.prediction().weighted_nll(low.tokens, low.where, -low.upstream)
+    for mine, loss in ((values, (values * low.upstream).sum()), (-negative, total)):
+        torch.testing.assert_close(mine.double(), case.reference(), rtol=0.02, atol=0.1)
+        for one, other in zip(torch.autograd.grad(loss, low.leaves), case.gradients(case.reference()), strict=True):
+            assert one.dtype == torch.bfloat16
+            assert float((one.float() - other).norm() / other.norm()) < 0.02
 
 
 @pytest.mark.parametrize("keywords", CASES)
@@ -183,8 +226,10 @@ def test_no_selected_position_is_an_empty_result(chunked):
     case.where = torch.zeros_like(case.where)
     case.upstream = torch.zeros(0)
     log_prob = case.prediction().token_log_prob(case.tokens, case.where)
-    assert log_prob.shape == (0,)
-    assert all((gradient == 0).all() for gradient in case.gradients(log_prob))
+    total, values = case.prediction().weighted_nll(case.tokens, case.where, case.upstream)
+    assert log_prob.shape == values.shape == (0,)
+    for gradients in (case.gradients(log_prob), torch.autograd.grad(total, case.leaves)):
+        assert all((gradient == 0).all() for gradient in gradients)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -214,7 +259,7 @@ def test_the_logits_of_all_positions_never_exist(monkeypatch: pytest.MonkeyPatch
 
     ways = [
         lambda: case.prediction().token_log_prob(case.tokens, case.where),
-        lambda: case.prediction().token_log_prob(case.tokens, case.where, case.upstream),
+        lambda: case.prediction().weighted_nll(case.tokens, case.where, case.upstream).values,
         lambda: case.prediction().map_logits(one, case.where, case.tokens[case.where]),
     ]
     assert all(largest(way) >= all_logits for way in ways)  # small enough to be in memory at once

@@ -253,3 +253,9 @@ def test_the_worst_finding_stands_for_its_law():
     assert worst_of([near, failed, fine]) == [failed]
     likely, unlikely = (at_least("law", value, 1e-6, "too small") for value in (0.5, 1e-5))
     assert worst_of([likely, unlikely]) == [unlikely]
+
+
+@pytest.mark.parametrize("place", [".", "no/such/folder/findings.json"])
+def test_where_findings_cannot_go_is_said_before_they_are_made(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--json", place]) == 2
+    assert f"--json {place} is a folder, or cannot be written" in capsys.readouterr().err

@@ -53,14 +53,14 @@ def test_the_two_commands_stand_in_the_readme():
 
 
 def test_there_are_commands_of_every_kind():
-    every = {"train", "report", "sample", "check", "export", "import", "doctor"}
+    every = {"train", "report", "sample", "check", "export", "import", "doctor", "plan"}
     assert {command.split()[1] for command in COMMANDS} == every
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command, tmp_path, monkeypatch):
     options, rest = cli.build_parser().parse_known_args(shlex.split(command)[1:])
-    if options.command != "train":
+    if options.command not in cli.TAKE_SETTINGS:
         assert not rest
         return
     if "experiment=mine" in rest:  # docs/data.md shows the file
@@ -68,7 +68,8 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
         _write_files(TEXTS[ROOT / "docs" / "data.md"], tmp_path)
         (tmp_path / "experiments" / "mine.yaml").rename(tmp_path / "conf" / "experiment" / "mine.yaml")
         monkeypatch.setattr(config.composition, "conf_dir", lambda: tmp_path / "conf")
-    values = [_values(override, swept=options.multirun) for override in rest]
+    swept = options.command == "train" and options.multirun
+    values = [_values(override, swept) for override in rest]
     for overrides in itertools.islice(itertools.product(*values), 4):
         composed = config.compose(list(overrides), tmp_path / "run")
         config.check_overrides(composed, overrides)

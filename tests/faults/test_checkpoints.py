@@ -11,11 +11,9 @@ import torch
 from damage import PAYLOAD, flip_bit, pickled, truncate, zero
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from safetensors import safe_open
 
 from dlmkit.checkpoints.container import DTYPES, read, read_without_tensors, write
-from dlmkit.checkpoints.io import ShardedStrategy, check_strategy
 from dlmkit.checkpoints.verify import check, newest_whole
 from toy_runs import (
     MODEL,
@@ -144,14 +142,6 @@ def test_a_file_of_somebody_else_is_no_checkpoint() -> None:
         FILE.write_bytes(content + hashlib.sha256(content).digest())
         with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint"):
             read(FILE)
-
-
-def test_strategies_with_checkpoints_of_their_own_are_refused() -> None:
-    for strategy in (FSDPStrategy(), ModelParallelStrategy()):
-        with pytest.raises(ValueError, match=rf"{type(strategy).__name__} has checkpoints of its own"):
-            check_strategy(strategy)
-    for strategy in (DDPStrategy(), ShardedStrategy()):
-        check_strategy(strategy)
 
 
 def test_no_file_is_read_as_a_pickle() -> None:

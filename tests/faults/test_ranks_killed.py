@@ -17,10 +17,7 @@ from toy_runs import TOKENS, TOY
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
-SHARDED = (
-    "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy, data_parallel_size: 2,"
-    " tensor_parallel_size: 1}"
-)
+SHARDED = "strategy=fsdp2"
 STEPS = 8
 
 
@@ -57,19 +54,3 @@ def test_two_ranks_end_as_if_they_had_been_left_alone(tmp_path: Path, strategy: 
     assert not (parts / "checkpoints/last.ckpt").exists()
     finish(parts, strategy)
     assert differences(parts, whole) == []
-
-
-@pytest.mark.parametrize(
-    ("strategy", "message"),
-    [
-        (SHARDED.replace("}", ", save_distributed_checkpoint: true}"), "save_distributed_checkpoint true"),
-        ("trainer.strategy=fsdp", "fsdp"),
-    ],
-    ids=["checkpoints in shards", "a strategy with checkpoints of its own"],
-)
-def test_checkpoints_that_would_not_be_verified_are_refused(tmp_path: Path, strategy: str, message: str) -> None:
-    process = start(tmp_path / "run", strategy)
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert message in errors.splitlines()[0].lower()
-    assert len(errors.splitlines()) == 1

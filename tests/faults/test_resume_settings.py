@@ -36,7 +36,9 @@ REFUSED = {
     "budget.tokens=96": "budget.tokens 128 -> 96",
     "callbacks=[samples,throughput,lr,checkpoint,ema]": "callbacks.ema._target_ absent",
 }
+REFUSED_PRECISION = "trainer.precision=bf16-mixed"
 MAY_CHANGE = [
+    "optimizer.fused=false",
     "batch.accumulate=2",
     "batch.num_workers=1",
     "trainer.log_every_n_steps=2",
@@ -86,6 +88,33 @@ def test_what_decides_nothing_may_change() -> None:
     run = trained("run", AUTO, *MAY_CHANGE, steps=STEPS)
     assert summary(run)["val_nll"] == pytest.approx(summary(whole)["val_nll"], rel=1e-5)
     assert [step for step, _ in curve(run, "val/nll")] == [1, 2, 3, 4]
+
+
+def test_the_precision_that_was_chosen_is_kept_wherever_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun on a CPU, continued by the same command where auto would be bf16-mixed."""
+    assert train("run", stop_at(3), steps=STEPS).code == 130
+    assert "  precision: 32-true\n" in Path("run/config.yaml").read_text()
+    assert summary(Path("run"))["precision"] == "32-true"
+    monkeypatch.setattr("dlmkit.config.precision.precision_here", lambda accelerator: "bf16-mixed")
+    outcome = train("run", AUTO, steps=STEPS)
+    assert outcome.code == 0
+    assert "run: goes on in 32-true, as it was begun; trainer.precision=auto would be bf16-mixed here" in outcome.err
+    assert summary(Path("run"))["precision"] == "32-true"
+    assert "finished already" in train("run", AUTO, steps=STEPS).line
+    assert "trainer.precision 32-true -> bf16-mixed" in train("run", AUTO, REFUSED_PRECISION, steps=STEPS).line
+
+
+def test_auto_takes_no_precision_that_it_would_not_choose() -> None:
+    assert train("run", "trainer.precision=bf16-true", stop_at(3), steps=STEPS).code == 130
+    assert "trainer.precision bf16-true -> auto" in train("run", AUTO, steps=STEPS).line
+
+
+def test_the_record_has_the_precision_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlmkit.config.precision.precision_here", lambda accelerator: "bf16-mixed")
+    run = trained("run")
+    assert summary(run)["precision"] == "bf16-mixed"
+    assert "  precision: bf16-mixed\n" in (run / "config.yaml").read_text()
+    assert summary(trained("other", "trainer.precision=bf16"))["precision"] == "bf16-mixed"
 
 
 def test_a_callback_of_the_users_own_is_said() -> None:

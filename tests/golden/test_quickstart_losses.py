@@ -34,6 +34,7 @@ OPTIONS = [
     "data.val_fraction=0.001",
     "callbacks=[checkpoint]",
     "trainer.log_every_n_steps=1",
+    "trainer.precision=32-true",  # also on a GPU
 ]
 
 

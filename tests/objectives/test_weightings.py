@@ -54,7 +54,7 @@ def test_masked_runs_the_head_at_masked_positions_only():
     selected = []
 
     class Spy(TablePrediction):
-        def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
+        def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
             selected.append(where)
             return super().token_log_prob(tokens, where)
 

@@ -150,6 +150,16 @@ def test_different_data_is_the_first_warning(tmp_path: Path, make_run: MakeRun) 
     assert "66048: a; 512: b" in third
 
 
+def test_different_precisions_are_named(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run(tmp_path, "a", curve=[5.0, 4.0])
+    make_run(tmp_path, "b", curve=[5.0, 4.5], precision="bf16-mixed")
+    make_run(tmp_path, "old", curve=[5.0, 4.6], precision=None)
+    (message,) = warnings_for(collect([tmp_path]))
+    assert "different precisions" in message
+    assert "32-true: a; bf16-mixed: b" in message
+    assert [cells_of(tmp_path)[run]["precision"] for run in ("a", "b", "old")] == ["32-true", "bf16-mixed", "–"]
+
+
 def test_an_exact_run_has_no_grid_to_differ_in(sweep: Path, make_run: MakeRun) -> None:
     make_run(sweep, "other", curve=[5.0, 4.5], exact=True)
     assert not any("val_t_grid" in message for message in warnings_for(collect([sweep])))

@@ -81,13 +81,33 @@ def test_a_mistyped_folder_gets_the_nearest_name(sweep: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "summary.json is not valid JSON"),
+        ("[]", "summary.json holds no JSON object"),
+        ("{}", "summary.json lacks experiment, name, family and 29 more keys"),
+    ],
+)
+def test_a_damaged_record_costs_no_other_run(
+    sweep: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "family=ar" / "summary.json").write_text(content)
+    assert "ar" not in {run.label for run in collect([sweep])}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert line.endswith("; that run is left out")
+    with pytest.raises(ValueError, match=message) as error:
+        main([sweep / "family=ar"])
+    assert "\n" not in str(error.value)
+    assert not (sweep / "family=ar" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("summary.json", "{", "summary.json is not valid JSON"),
-        ("summary.json", "[]", "summary.json holds no JSON object"),
-        ("summary.json", "{}", "summary.json lacks experiment, name, family and 29 more keys"),
         ("config.yaml", "a: [", "config.yaml is not valid YAML"),
         ("metrics.csv", "step,val/nll\n1,4.0\n2,4.x\n", "metrics.csv line 3: could not convert"),
+        ("metrics.csv", "a,b\n1,2\n", "metrics.csv has no column step"),
         ("samples/step_0000001.json", "{", "step_0000001.json is not valid JSON"),
         ("samples/step_0000001.json", "{}", "step_0000001.json lacks step or samples"),
         (
@@ -97,12 +117,16 @@ def test_a_mistyped_folder_gets_the_nearest_name(sweep: Path) -> None:
         ),
     ],
 )
-def test_a_broken_file_is_named_in_one_line(sweep: Path, file: str, content: str, message: str) -> None:
+def test_a_damaged_file_costs_no_result(
+    sweep: Path, file: str, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {run.label: run.summary for run in collect([sweep])}
     (sweep / "family=ar" / file).write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
-        main([sweep])
-    assert "\n" not in str(error.value)
-    assert not (sweep / "report.html").exists()
+    assert {run.label: run.summary for run in collect([sweep])} == whole
+    main([sweep])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ") and file in line]
+    assert message in line
+    assert message in (sweep / "report.html").read_text()
 
 
 def test_the_report_needs_no_torch() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dlmkit import runs
-from dlmkit.runs.lock import Holder, _started
+from dlmkit.runs.lock import Holder, _started, holder_of, locked
 
 
 def lock(folder: Path, **changes: object) -> Path:
@@ -103,3 +103,32 @@ def test_many_processes_one_holder(tmp_path: Path) -> None:
     others = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(10)]
     (tmp_path / "go").touch()
     assert [other.communicate()[0] for other in others].count("in\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\x00",
+        b"[]",
+        b"[" * 100_000,
+        json.dumps({**dataclasses.asdict(Holder.here()), "pid": "x"}).encode(),
+        json.dumps({**dataclasses.asdict(Holder.here()), "pid": 10**20}).encode(),
+        json.dumps({**dataclasses.asdict(Holder.here()), "host": None}).encode(),
+    ],
+)
+def test_a_damaged_lock_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / runs.LOCK).write_bytes(content)
+    assert holder_of(tmp_path) is None
+    with locked(tmp_path):
+        assert holder_of(tmp_path) == Holder.here()
+    assert not (tmp_path / runs.LOCK).exists()
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / runs.LOCK).symlink_to(tmp_path / "mine")
+    refused = pytest.raises(ValueError, match=r"run cannot be written to \(Too many levels of symbolic links\)")
+    with refused, locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"

@@ -96,3 +96,21 @@ def test_held_recovers_first(tmp_path: Path) -> None:
         pass
     assert texts(tmp_path)[runs.CONFIG] == "old"
     assert not runs.is_replacing(tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["resume", "overwrite"])
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_what_a_link_names_is_no_earlier_run(tmp_path: Path, policy: str, checkpoint: bool) -> None:
+    """A folder from elsewhere could name any other run of the user's."""
+    fill(tmp_path / "mine", "precious")
+    fill(tmp_path / "run", "received", checkpoint=checkpoint)
+    (tmp_path / "run" / runs.REPLACED).symlink_to(tmp_path / "mine")
+    before = texts(tmp_path / "mine")
+    if policy == "resume":  # of a finished run
+        with runs.held(tmp_path / "run", policy):
+            pass
+    else:
+        refused = pytest.raises(ValueError, match=r"run holds \.dlmkit-replaced, which dlmkit did not write")
+        with refused, runs.held(tmp_path / "run", policy):
+            pass
+    assert texts(tmp_path / "mine") == before

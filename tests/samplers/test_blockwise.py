@@ -32,7 +32,18 @@ from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Sampler, Step
 from dlmkit.samplers.blockwise import Blockwise
 from dlmkit.step import losses
-from dlmkit.types import Cache, Canvas, Context, Denoiser, NetworkInput, Noised, Prediction
+from dlmkit.types import (
+    Cache,
+    Canvas,
+    ClosedForm,
+    Context,
+    Denoiser,
+    NetworkInput,
+    Noised,
+    Prediction,
+    WeightedNLL,
+    WeightedValues,
+)
 from laws import parts
 from laws.parts import MASK_ID, VOCAB_SIZE
 from laws.tables import source
@@ -116,11 +127,17 @@ class LastBlock:
     def logits(self, where: Tensor) -> Tensor:
         return self.whole.logits(self._whole(where))
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        return self.whole.token_log_prob(torch.nn.functional.pad(tokens, (self.start, 0)), self._whole(where), weight)
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        return self.whole.token_log_prob(torch.nn.functional.pad(tokens, (self.start, 0)), self._whole(where))
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        return self.whole.weighted_nll(torch.nn.functional.pad(tokens, (self.start, 0)), self._whole(where), weight)
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         return self.whole.map_logits(function, self._whole(where), *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        return self.whole.weighted(form, self._whole(where), weight, *arguments)
 
     def _whole(self, where: Tensor) -> Tensor:
         return torch.nn.functional.pad(where, (self.start, 0))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from dlmkit.backbones.tiles import Tile, TiledMask, attend_in_tiles, tiled_mask
 from dlmkit.types import Attention
 
 FLEX = "flex_attention"
@@ -29,17 +30,24 @@ class Mask:
 
     Attributes:
         visible: bool [1 or B, 1, Q, Q], True where query (row) attends to key (column).
-        positions: int64 [Q], position in the text of each row and column.
+        positions: int64 [Q] or [B, Q], position in the text of each row and column.
+        tiles: outside of which nothing is visible; ``None`` where the kernel takes the mask as a whole.
     """
 
     visible: Tensor
     positions: Tensor
+    tiles: tuple[Tile, ...] | None = None
     _windowed: dict[tuple[int, bool], Mask] = field(default_factory=dict, repr=False)
 
     @cached_property
     def flex(self) -> BlockMask:
         """The mask as a BlockMask of flex attention."""
         return flex_mask(self.visible)
+
+    @cached_property
+    def tiled(self) -> TiledMask | None:
+        """The mask in its tiles."""
+        return None if self.tiles is None else tiled_mask(self.visible, self.tiles)
 
     def windowed(self, width: int, causal_past: bool) -> Mask:
         """Return this mask restricted to a window, the same object for the same window.
@@ -49,9 +57,12 @@ class Mask:
             causal_past: whether the window reaches width - 1 positions back, as in causal attention, rather than width.
         """
         if (width, causal_past) not in self._windowed:
-            back = self.positions[:, None] - self.positions[None, :]
+            back = self.positions[..., :, None] - self.positions[..., None, :]
+            back = back[:, None] if back.ndim == 3 else back
             past = back < width if causal_past else back <= width
-            self._windowed[width, causal_past] = Mask(self.visible & past & (-back <= width), self.positions)
+            self._windowed[width, causal_past] = Mask(
+                self.visible & past & (-back <= width), self.positions, self.tiles
+            )
         return self._windowed[width, causal_past]
 
 
@@ -155,6 +166,19 @@ def _in_whole_tiles(mask: Tensor) -> Tensor:
     padded = F.pad(mask, (0, missing, 0, missing))
     torch._dynamo.mark_static(padded)
     return padded
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, dropout: float, causal: bool) -> Tensor:
+    """Return torch's scaled_dot_product_attention, [B, H, Q, D / H], in tiles where the mask has them.
+
+    Without a mask attention is full, or `causal`: the kernel then needs none.
+    """
+    attend = F.scaled_dot_product_attention
+    if mask is None:
+        return attend(query, key, value, dropout_p=dropout, is_causal=causal)
+    if mask.tiled is None:
+        return attend(query, key, value, mask.visible, dropout)
+    return attend_in_tiles(partial(attend, dropout_p=dropout), query, key, value, mask.tiled)
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dlmkit.backbones.alignment import Alignment
+from dlmkit.backbones.deferred import DeferredWeights, deferring
 from dlmkit.backbones.inputs import TrunkInput, trunk_input
 from dlmkit.parts import Part
 from dlmkit.prefix import RereadsPrefix
@@ -37,6 +38,9 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
     saves_frozen: bool = True
     """Whether a checkpoint holds weights that are not trained; false where they come from a pretrained model."""
 
+    remarks: tuple[str, ...] = ()
+    """What a user who begins to train it should know of how it was made; a line each."""
+
     def __init__(self, vocab_size: int, mask_id: int | None, causal: bool, shift: bool, bos_id: int | None) -> None:
         super().__init__()
         check_token_id("mask_id", mask_id, vocab_size)
@@ -49,6 +53,9 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
         self.vocab_size = vocab_size
         self.mask_id = mask_id
         self.alignment = Alignment(causal, shift, bos_id)
+
+    deferred: DeferredWeights | None = None
+    """Makes the weights of a network that was built without them, which are then on the meta device."""
 
     @abstractmethod
     def forward(self, inputs: NetworkInput) -> Prediction:
@@ -83,6 +90,17 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
     def sharding_units(self) -> list[nn.Module]:
         """Return the layers that are sharded one by one; none unless a backbone has any."""
         return []
+
+    def tensor_parallel_plan(self, num_processes: int) -> dict[str, str]:
+        """Return module (a name, * for a number) -> "colwise" or "rowwise": how its product is shared by processes.
+
+        Raises:
+            ValueError: there is no such plan for this network, or it does not divide by `num_processes`.
+        """
+        raise ValueError(
+            f"{self.label} has no plan for tensor parallelism: set trainer.strategy.tensor_parallel_size=1, or take"
+            " backbone=hf with a model of another family, such as llama"
+        )
 
     def weights_to_save(self) -> set[str]:
         """Return the names of the weights that a checkpoint holds: all, or with adapters those that are trained."""
@@ -128,7 +146,7 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
 
 def check_memory(num_params: int) -> None:
     """Raise ValueError when the float32 weights of a new network are larger than this machine's memory."""
-    if torch.get_default_device().type == "meta":
+    if torch.get_default_device().type == "meta" or deferring() is not None:
         return  # no memory is taken
     needed, there = 4 * num_params, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:

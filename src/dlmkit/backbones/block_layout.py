@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dlmkit.backbones.attention import Mask
+from dlmkit.backbones.tiles import tiles_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,8 @@ def block_layout(length: int, block_size: int, shift: bool, has_bos: bool, last:
     own_half = is_context[None, :] == is_context[:, None]
     visible = (is_context[None, :] & earlier) | (same & own_half)
     positions = positions.to(device)
-    mask = Mask(visible[None, None].to(device), positions)
+    # A GPU has a kernel that skips hidden tiles, flex attention; on a CPU it has no backward pass.
+    tiles = tiles_of(visible) if device.type == "cpu" else None
+    mask = Mask(visible[None, None].to(device), positions, tiles)
     clean, blocks, is_context, at = (each.to(device) for each in (clean, blocks, is_context, torch.tensor(outputs)))
     return Layout(positions, clean, blocks, is_context, mask, at)

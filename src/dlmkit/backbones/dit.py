@@ -14,17 +14,17 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dlmkit.backbones.attention import FLEX, flex, plain_mask
+from dlmkit.backbones.attention import FLEX, flex, plain_mask, sdpa
 from dlmkit.backbones.base import Backbone, check_memory
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.backbones.rotary import FREQUENCY_BASE, Rotary, rotary_angles, rotate
 from dlmkit.ranges import Dropout, Range, Tokens, checked
 from dlmkit.types import NetworkInput
 
 INIT_STD = 0.02
-FREQUENCY_BASE = 10_000.0
-"""Of the rotary frequencies and of the time embedding's."""
 TIME_SCALE = 1_000.0
 """t in [0, 1] is embedded as TIME_SCALE * t: the sinusoids were made for positions, and span 0 to 1,000 well."""
 TIME_FEATURES = 256
@@ -34,9 +34,6 @@ KERNELS = ("sdpa", FLEX)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query, key and value, each [B, H, M, D / H]; the result has their shape."""
-
-Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine, each float32 [M, D / H / 2]."""
 
 
 class DiT(Backbone):
@@ -73,6 +70,7 @@ class DiT(Backbone):
         tied: use the token embedding as output head; an untied head starts at zero (a uniform prediction).
         attention: kernel: "sdpa", or "flex_attention", which skips masked tiles of 128 by 128, most of a pass of block
             diffusion; torch has no backward pass of it on a CPU and no dropout in it.
+        gradient_checkpointing: recompute activations in the backward pass, layer by layer.
 
     Raises:
         ValueError: sizes that do not fit the heads, an unknown kernel, flex attention with dropout.
@@ -99,6 +97,7 @@ class DiT(Backbone):
         time_conditioned: bool = True,
         tied: bool = False,
         attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(vocab_size, mask_id, causal, shift, bos_id)
         if hidden_size % (2 * num_heads) != 0:
@@ -109,6 +108,7 @@ class DiT(Backbone):
         _check_kernel(attention, dropout)
         check_memory(num_layers * (4 + 2 * mlp_ratio) * hidden_size**2 + vocab_size * hidden_size)
         self.attention = attention
+        self.gradient_checkpointing = gradient_checkpointing
         self.dropout = dropout
         self._max_length = max_length
         self.head_size = hidden_size // num_heads
@@ -135,11 +135,14 @@ class DiT(Backbone):
         trunk = self.trunk_input(inputs)
         attend = self._kernel(trunk)
         cos, sin = rotary_angles(trunk.length + 1, self.head_size, trunk.ids.device)  # one more for a BOS
-        rotary = cos[trunk.positions], sin[trunk.positions]
+        at = trunk.positions if trunk.positions.ndim == 1 else trunk.positions[:, None]  # the same for all heads
+        rotary = cos[at], sin[at]
         cond = None if self.time is None else self.time(trunk.t)
         x = self.embedding(trunk.ids)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, cond, rotary, attend)
+            inputs_of_block = (x, cond, rotary, attend)
+            x = checkpoint(block, *inputs_of_block, use_reentrant=False) if recompute else block(*inputs_of_block)
         shift, scale = self.final(cond)
         hidden = trunk.outputs(adaptive_norm(x, shift, scale))
         return HeadPrediction(hidden, self.head, self.mask_id)
@@ -150,10 +153,7 @@ class DiT(Backbone):
         if self.attention == FLEX:
             return partial(flex, mask=mask or plain_mask(trunk.ids.shape[1], self.causal, trunk.ids.device))
         dropout = self.dropout if self.training else 0.0
-        if mask is not None:
-            return partial(F.scaled_dot_product_attention, attn_mask=mask.visible, dropout_p=dropout)
-        # Full or causal attention: the kernel needs no mask.
-        return partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=self.causal)
+        return partial(sdpa, mask=mask, dropout=dropout, causal=self.causal)
 
     @property
     def head(self) -> Head:
@@ -273,25 +273,6 @@ class TimeEmbedding(nn.Module):
 def adaptive_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return (1 + scale) * LN(x) + shift for x [B, M, D], vectors [B or 1, M or 1, D]; LN has no weights."""
     return (1 + scale) * F.layer_norm(x, x.shape[-1:]) + shift
-
-
-def rotary_angles(length: int, head_size: int, device: torch.device) -> Rotary:
-    """Return cos and sin of position * frequency, each float32 [length, head_size / 2] (arXiv 2104.09864).
-
-    Computed in each forward pass, once for all layers: a buffer would be rounded by ``model.to(torch.bfloat16)`` and
-    left uninitialised when a model built on the meta device is materialised.
-    """
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = positions[:, None] * FREQUENCY_BASE**-exponents
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Return x [B, H, M, D/H] rotated by its positions, dimension j paired with j + D/H/2; in float32 or above."""
-    cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def _check_kernel(attention: str, dropout: float) -> None:

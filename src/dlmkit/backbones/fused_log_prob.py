@@ -12,40 +12,34 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24
-"""Logits in memory at a time, in rows of V (64 MiB in float32)."""
+"""Logits in memory at a time, in rows of V (64 MiB in float32), where any function of them is computed."""
 
 TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 """Logits that `token_log_prob` holds at a time: on a CPU what stays in its cache, on a GPU what keeps it busy."""
 
-ROWS_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
-"""The same where the weights of the log-probabilities are known: whole rows of the vocabulary."""
-
 
 def fused_log_prob(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tokens: Tensor,
-    value_weight: Tensor | None,
-    mask_id: int | None,
-    scale: float,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, mask_id: int | None, scale: float
 ) -> Tensor:
     """Return log softmax(scale * (hidden @ weight.T + bias))[tokens], float32 [N], the mask token excluded.
+
+    Where the weights of the values in a loss are known, `weighted_nll` saves two of five products.
 
     Args:
         hidden: [N, D].
         weight: [V, D].
         bias: [V] or ``None``.
         tokens: int64 [N].
-        value_weight: [N], the factor of each value in the loss, up to a common one; with it, and gradients on, the
-            gradient is computed in the forward pass. ``None``: it is recomputed in the backward pass.
         mask_id: id whose logit is -inf, or ``None``.
         scale: factor on the logits.
     """
-    if value_weight is not None and torch.is_grad_enabled():
-        value_weight = value_weight.detach().float()
-        return _WeightedLogProb.apply(hidden, weight, bias, tokens, value_weight, mask_id, scale)
     return _FusedLogProb.apply(hidden, weight, bias, tokens, mask_id, scale)
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the type of the head's products: autocast's where it is on, else that of `hidden`."""
+    device_type = hidden.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
 class _FusedLogProb(torch.autograd.Function):
@@ -60,10 +54,9 @@ class _FusedLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, mask_id: int | None, scale: float
     ) -> Tensor:
-        device_type = hidden.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+        dtype = product_dtype(hidden)
         log_sums, picked = [], torch.zeros(tokens.shape, device=hidden.device)
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):
             for columns, logits in _tiles(hidden.to(dtype), weight, bias, mask_id, scale):
                 log_sums.append(logits.logsumexp(-1))
                 column, here = _find(tokens, columns)
@@ -102,104 +95,11 @@ def _recomputed(
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-class _WeightedLogProb(torch.autograd.Function):
-    """As `_FusedLogProb`, for values whose weights in the loss are known: the forward pass computes the gradient too.
-
-    Logits are computed once, in whole rows, turned into the gradient of the log-probability in place, and multiplied
-    with the table and the hidden states: three products of size N V D in all, where recomputing takes four. The
-    backward pass multiplies by the common factor that the weights leave open. For a loss that multiplies the values by
-    anything else, or that is differentiated twice, the gradient is recomputed.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        tokens: Tensor,
-        value_weight: Tensor,
-        mask_id: int | None,
-        scale: float,
-    ) -> Tensor:
-        device_type = hidden.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        values, log_sums = torch.empty(2, *tokens.shape, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        table = weight.to(dtype)
-        rows = max(64, ROWS_ELEMENTS.get(device_type, CHUNK_ELEMENTS) // weight.shape[0])
-        buffer = torch.empty(min(rows, tokens.shape[0]), weight.shape[0], device=hidden.device)
-        with torch.autocast(device_type, enabled=False):
-            for start in range(0, tokens.shape[0], rows):
-                here = slice(start, min(start + rows, tokens.shape[0]))
-                low = hidden[here].to(dtype)
-                delta = _product_into(buffer[: here.stop - start], low, table.t())
-                if bias is not None:
-                    delta += bias
-                if scale != 1.0:
-                    delta *= scale
-                if mask_id is not None:
-                    delta[:, mask_id] = float("-inf")
-                column = tokens[here, None]
-                picked = delta.gather(-1, column)
-                log_sum = delta.logsumexp(-1, keepdim=True)
-                values[here], log_sums[here] = (picked - log_sum)[:, 0], log_sum[:, 0]
-                delta.sub_(log_sum).exp_().neg_().scatter_add_(-1, column, torch.ones_like(picked))
-                grad_hidden[here] = (delta.to(dtype) @ table).to(hidden.dtype)
-                weighted = value_weight[here, None] * scale
-                if grad_weight is not None:
-                    _add_product(grad_weight, delta.to(dtype).t(), (low * weighted).to(dtype))
-                if grad_bias is not None:
-                    grad_bias += (delta * weighted).sum(0)
-        ctx.save_for_backward(hidden, weight, bias, tokens, log_sums, value_weight)
-        ctx.made = (grad_hidden, grad_weight, grad_bias)
-        ctx.mask_id, ctx.scale, ctx.dtype = mask_id, scale, dtype
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, log_sums, value_weight = ctx.saved_tensors
-        grad = grads[0].float()
-        factor = _common_factor(grad, value_weight)
-        if ctx.made is None or factor is None:
-            made = _recomputed(hidden, weight, bias, tokens, log_sums, grad, ctx)
-            return *made, None, None, None, None
-        (grad_hidden, grad_weight, grad_bias), ctx.made = (
-            ctx.made,
-            None,
-        )  # scaled in place: a second backward pass recomputes
-        for one in (grad_weight, grad_bias):
-            if one is not None:
-                one.mul_(factor)
-        return grad_hidden.mul_((grad * ctx.scale)[:, None]), grad_weight, grad_bias, None, None, None, None
-
-
 def _product_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Write left @ right to float32 `out` and return it; on a CPU fresh memory costs more than the product."""
     if out.dtype == left.dtype:
         return torch.mm(left, right, out=out)
     return out.copy_(left @ right)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total` in place."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
-def _common_factor(grad: Tensor, weight: Tensor) -> Tensor | None:
-    """Return c with grad = c * weight, both [N], or ``None`` where there is none."""
-    if not len(grad):
-        return torch.ones((), device=grad.device)
-    factor = (grad * weight).sum() / (weight * weight).sum().clamp_min(torch.finfo(weight.dtype).tiny)
-    expected = factor * weight
-    # In float32 the two agree to 1e-6; losses that differ on purpose differ by far more.
-    close = torch.allclose(grad, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
-    return factor if close else None
 
 
 def _tiles(

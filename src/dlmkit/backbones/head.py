@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dlmkit.backbones.fused_closed_form import Layer, fused_closed_form, values_alone
 from dlmkit.backbones.fused_log_prob import CHUNK_ELEMENTS, fused_log_prob
+from dlmkit.backbones.weighted_nll import weighted_nll
+from dlmkit.types import ClosedForm, WeightedNLL, WeightedValues
 
 
 @dataclass(frozen=True)
@@ -77,24 +80,36 @@ class HeadPrediction:
         """Return float32 logits [N, V] at the True entries of `where` (bool [B, L]), the mask token at -inf."""
         return self._logits(self.hidden[where])
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return log p(tokens), float32 [N], at the True entries of `where`; the head runs there alone, in chunks.
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Return log p(tokens), float32 [N], at the True entries of `where`; the head runs there alone, in pieces.
 
         Args:
             tokens: int64 [B, L].
             where: bool [B, L].
-            weight: [N], the factor of each value in the loss, up to a common one. Where it is given, the head's
-                gradient is computed in the forward pass, without recomputing the logits.
         """
-        targets = tokens[where]
-        if self.head.is_linear:
-            head = self.head
-            return fused_log_prob(self.hidden[where], head.weight, head.bias, targets, weight, self.mask_id, head.scale)
+        targets, head = tokens[where], self.head
+        if head.is_linear:
+            return fused_log_prob(self.hidden[where], head.weight, head.bias, targets, self.mask_id, head.scale)
 
         def pick(logits: Tensor, target: Tensor) -> Tensor:
             return logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
 
         return self.map_logits(pick, where, targets)
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) at the True entries of `where` and its sum with `weight`, whose gradient comes with it.
+
+        Args:
+            tokens: int64 [B, L].
+            where: bool [B, L].
+            weight: [N], the factor of each value in the sum.
+        """
+        head = self.head
+        if head.is_linear and torch.is_grad_enabled():
+            hidden, targets = self.hidden[where], tokens[where]
+            return weighted_nll(hidden, head.weight, head.bias, targets, weight, self.mask_id, head.scale)
+        values = -self.token_log_prob(tokens, where)
+        return WeightedNLL((values * weight.to(values.dtype)).sum(), values)
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(logits [n, V], *arguments [n]) -> [n], over the True entries of `where`, in chunks.
@@ -113,6 +128,23 @@ class HeadPrediction:
         if not torch.is_grad_enabled():
             return torch.cat([one_chunk(*piece) for piece in pieces])
         return torch.cat([checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces])
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits [n, V], *arguments [n]), [N], at the True entries of `where`, alone and times the weight.
+
+        With gradients on, they are computed in the forward pass, see :mod:`dlmkit.backbones.fused_closed_form`.
+        """
+        hidden, head, device_type = self.hidden[where], self.head, self.hidden.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+        layer = Layer(head.weight, head.bias, head.scale, head.softcap, self.mask_id, dtype)
+        if torch.is_grad_enabled():
+            return fused_closed_form(form, hidden, layer, weight, arguments)
+        values = values_alone(form, hidden, layer, arguments)
+        return WeightedValues(values * weight.to(layer.wide), values)
+
+    def in_float32(self) -> HeadPrediction:
+        """Return the same prediction from float32 hidden states, with which the head's weights are read as float32."""
+        return HeadPrediction(self.hidden.float(), self.head, self.mask_id)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from dlmkit.backbones.alignment import Alignment
 from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask
 from dlmkit.backbones.block_layout import block_layout
+from dlmkit.backbones.unread import Kept, kept_mask, kept_slots
 from dlmkit.prefix import expand_prefix
 from dlmkit.types import Attention, Context, NetworkInput
 
@@ -22,14 +23,15 @@ class TrunkInput:
 
     Attributes:
         ids: int64 [B, M].
-        positions: int64 [M]; 0 .. M - 1, or with clean context those of the text, some of them twice.
+        positions: int64 [M]; 0 .. M - 1, or with clean context those of the text, some of them twice; [B, M] where
+            sequences leave out blocks that are not read.
         t: float64 [B]; with clean context [B, M], 0 at context positions.
         mask: attention mask [1 or B, 1, M, M], or ``None`` (see `attention_mask`). With clean context, and neither
             documents nor annealing, the same object at every step.
         causal_window: whether a sliding window of w reaches w - 1 positions back (causal attention) rather than w.
         alignment: of inputs and outputs.
-        slots: int64 [L], which of the M inputs has the output that predicts each token, 0 where none has; ``None``: see
-            `Alignment.outputs`.
+        slots: int64 [L] or [B, L], which of the M inputs has the output that predicts each token, 0 where none has;
+            ``None``: see `Alignment.outputs`.
         length: L, tokens that are predicted, a clean prefix included.
         prefix: P, tokens of the clean prefix.
     """
@@ -47,7 +49,10 @@ class TrunkInput:
     def outputs(self, hidden: Tensor) -> Tensor:
         """Return hidden states [B, L - P, D] whose rows predict the tokens after the prefix, from outputs [B, M, D]."""
         if self.slots is not None:
-            return hidden[:, self.slots[self.prefix :]]
+            slots = self.slots[..., self.prefix :]
+            if slots.ndim == 1:
+                return hidden[:, slots]
+            return hidden.gather(1, slots[:, :, None].expand(-1, -1, hidden.shape[2]))
         return self.alignment.outputs(hidden, self.length)[:, self.prefix :]
 
 
@@ -100,17 +105,31 @@ def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, 
         mask = mask & (segments[:, at, None] == segments[:, None, at])[:, None]
     ids = torch.where(layout.clean, alignment.ids(context.tokens)[:, at], noisy[:, at])
     t = inputs.t[:, None].expand(ids.shape) if inputs.t.ndim == 1 else inputs.t[:, layout.blocks]
-    return TrunkInput(
+    trunk = TrunkInput(
         ids=ids,
         positions=at,
         t=t.masked_fill(layout.is_context, 0.0),
-        mask=layout.mask if mask is layout.mask.visible else Mask(mask, at),
+        mask=layout.mask if mask is layout.mask.visible else Mask(mask, at, layout.mask.tiles),
         causal_window=_causal_window(inputs.attention, alignment),
         alignment=alignment,
         slots=layout.outputs,
         length=length,
         prefix=prefix,
     )
+    # Where a mask has tiles: on a CPU, and long enough. On a GPU shapes had better not change from step to step.
+    if context.read is None or layout.mask.tiles is None:
+        return trunk
+    return _without_unread(trunk, kept_slots(layout, context.read))
+
+
+def _without_unread(trunk: TrunkInput, kept: Kept | None) -> TrunkInput:
+    """Return the input without noisy blocks whose predictions are not read."""
+    if kept is None:
+        return trunk
+    assert trunk.mask is not None
+    mask = kept_mask(trunk.mask, kept)
+    ids, t = trunk.ids.gather(1, kept.slots), trunk.t.gather(1, kept.slots)
+    return replace(trunk, ids=ids, positions=mask.positions, t=t, mask=mask, slots=kept.outputs)
 
 
 def _annealed(attention: Attention, ids: Tensor, alignment: Alignment) -> Tensor | None:

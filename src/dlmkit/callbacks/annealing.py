@@ -10,6 +10,7 @@ from dlmkit.backbones.attention import SHAPES
 from dlmkit.module import DiffusionLM
 from dlmkit.randomness import seed_for
 from dlmkit.ranges import Range, Seed, checked
+from dlmkit.training.logging import log_step
 from dlmkit.types import Attention
 
 
@@ -51,4 +52,4 @@ class AttentionAnnealing(pl.Callback):
         ratio = self.ratio(trainer.global_step)
         shape = SHAPES[0] if self.shape == "none" else self.shape
         pl_module.attention = Attention(ratio, shape, seed_for(self.seed, "attention", trainer.global_step))
-        pl_module.log("attention_ratio", ratio)
+        log_step(pl_module, {"attention_ratio": ratio})

@@ -72,9 +72,10 @@ class FiniteSteps(pl.Callback):
         if isinstance(precision, MixedPrecision) and precision.scaler is not None and math.isfinite(totals.loss):
             return
         rows = [row for tokens in self._tokens for row in trainer.strategy.all_gather(tokens).flatten(0, -2)]
+        loss = totals.loss / max(float(totals.num_scored), 1.0)
         where = (
-            f"step {trainer.global_step} has loss {totals.loss / max(totals.num_scored, 1.0):g} and gradient norm"
-            f" {totals.grad_norm:g} in the batch {fingerprint(rows)}"
+            f"step {trainer.global_step} has loss {loss:g} and gradient norm {totals.grad_norm:g} in the batch"
+            f" {fingerprint(rows)}"
         )
         if self.policy == "stop":
             raise ValueError(

@@ -17,6 +17,7 @@ from dlmkit.files import DISK_FULL, json_text, overwrite_bytes
 from dlmkit.loggers import log_hyperparams
 from dlmkit.module import DiffusionLM
 from dlmkit.runs import SUMMARY, ParentRun, RunSummary, Status, reason
+from dlmkit.training.logging import log_step, logs_now
 
 
 class RunRecord(pl.Callback):
@@ -84,7 +85,8 @@ class RunRecord(pl.Callback):
         self.began = time.perf_counter() - state_dict["wall_seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the record of a started run."""
+        """Write the record of a started run, with the precision that the trainer has made of its setting."""
+        self.summary = replace(self.summary, precision=str(trainer.precision))
         self._follow_block_size(trainer, pl_module)
         self._write(trainer, self._spent())
 
@@ -105,8 +107,9 @@ class RunRecord(pl.Callback):
         if trainer.global_step > self.steps:  # the last micro-batch of a step
             self.steps = trainer.global_step
             self.flops += self.tokens_per_step * self.flops_per_token()
-        self.peak_memory = max(self.peak_memory, memory_in_use(pl_module.device))
-        pl_module.log_dict(self._budget())
+        if pl_module.device.type != "cuda" or logs_now(trainer):  # a GPU keeps the peak by itself
+            self.peak_memory = max(self.peak_memory, memory_in_use(pl_module.device))
+        log_step(pl_module, self._budget())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the budget beside every validation result."""

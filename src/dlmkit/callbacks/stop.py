@@ -102,7 +102,7 @@ class StopOnSignal(pl.Callback):
         """
         self.signals.can_save = False
         if trainer.is_global_zero:
-            self.file.unlink(missing_ok=True)
+            trainer.strategy.remove_checkpoint(self.file)
         self.signals.check()
 
     def _wanted(self, trainer: pl.Trainer) -> bool:

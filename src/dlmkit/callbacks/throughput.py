@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ThroughputMonitor
+from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dtype
 from lightning.pytorch.trainer.states import RunningStage
 from typing_extensions import override
 
 from dlmkit.module import DiffusionLM
 from dlmkit.ranges import Range, checked
+from dlmkit.rates import product_rate
 from dlmkit.training.budget import flops_per_token
+from dlmkit.training.logging import logs_now
 from dlmkit.types import Batch
 
 
@@ -40,7 +42,7 @@ class Throughput(ThroughputMonitor):
     """Logs the training's sequences, tokens and FLOPs per second, and utilisation (MFU) against the machine's peak.
 
     Every noisy copy of a sequence counts. Lightning has the peaks of GPUs in a table; a CPU's is measured with a matrix
-    product. The counters go on after a resume.
+    product in the run's precision. The counters go on after a resume.
 
     Args:
         window_size: batches averaged over.
@@ -81,6 +83,26 @@ class Throughput(ThroughputMonitor):
             self._t0s[stage] -= before.seconds
 
     @override
+    def _update(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, iter_num: int) -> None:
+        """Count a batch. Lightning's own waits for a GPU after each; here only a batch that is logged does."""
+        stage = trainer.state.stage
+        assert stage is not None
+        assert isinstance(pl_module, DiffusionLM)
+        assert self.length_fn is not None
+        if trainer.strategy.root_device.type == "cuda" and logs_now(trainer):
+            torch.cuda.synchronize(trainer.strategy.root_device)
+        self._batches[stage] += 1
+        self._samples[stage] += self.batch_size_fn(batch)
+        self._lengths[stage] += self.length_fn(batch)
+        self._throughputs[stage].update(
+            time=time.perf_counter() - self._t0s[stage],
+            batches=self._batches[stage],
+            samples=self._samples[stage],
+            lengths=self._lengths[stage],
+            flops=pl_module.flops_per_batch,  # type: ignore[arg-type]
+        )
+
+    @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, DiffusionLM)
@@ -88,7 +110,8 @@ class Throughput(ThroughputMonitor):
         self.batch_size_fn = lambda batch: num_copies * len(batch)
         self.length_fn = lambda batch: num_copies * _num_tokens(batch)
         if self.available_flops is None and trainer.strategy.root_device.type == "cpu":
-            self.available_flops = int(measured_cpu_flops())
+            dtype = _plugin_to_compute_dtype(trainer.precision_plugin)
+            self.available_flops = int(product_rate(trainer.strategy.root_device, dtype))
             for throughput in self._throughputs.values():
                 throughput.available_flops = self.available_flops
 
@@ -104,18 +127,6 @@ class Throughput(ThroughputMonitor):
     def _compute(self, trainer: pl.Trainer, iter_num: int | None = None) -> None:
         if trainer.training:  # validation would count its batches as steps, beside those of the training
             super()._compute(trainer, iter_num)
-
-
-@cache
-def measured_cpu_flops(size: int = 1024, repeats: int = 5) -> float:
-    """Return the best rate of a float32 [size, size] matrix product, in FLOP/s, on the threads that torch uses."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - begin)
-    return 2.0 * size**3 / best
 
 
 def _num_tokens(batch: Batch) -> int:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dlmkit.checkpoints.verify import CHECKSUM_BYTES, check
+from dlmkit.checkpoints.verify import CHECKSUM_BYTES, SHARDS, check
 from dlmkit.files import replacing
 
 CHECKSUM = "checksum"
@@ -42,12 +42,13 @@ DTYPES = {
 """Types of tensors and their names in safetensors."""
 
 
-def write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint in one step; a failure leaves the file as it was.
+def write(file: Path, content: Mapping[str, Any], shards: Mapping[str, str] | None = None) -> bytes:
+    """Write a checkpoint in one step and return its checksum; a failure leaves the file as it was.
 
     Args:
         file: where it goes.
         content: nested dictionaries, lists and tuples of tensors, numbers, texts and ``None``.
+        shards: other files that belong to it, as paths from its folder, with their checksums in hexadecimal.
 
     Raises:
         ValueError: a value of another kind, or a disk that takes no more; one line.
@@ -59,10 +60,11 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
     checksum = sha256()
     try:
         with replacing(file) as out:
-            for chunk in _chunks(tensors, state):
+            for chunk in _chunks(tensors, state, shards):
                 out.write(chunk)
                 checksum.update(chunk)
             out.write(checksum.digest())
+            return checksum.digest()
     except OSError as error:
         raise ValueError(
             f"{file} could not be written ({error.strerror}), earlier checkpoints are as they were: make room, then"
@@ -77,6 +79,15 @@ def read(file: Path) -> dict[str, Any]:
         ValueError: a file that is damaged, or no checkpoint; one line.
     """
     check(file)
+    return read_unverified(file)
+
+
+def read_unverified(file: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, or of one of its shards, that has been verified; see `read`.
+
+    Raises:
+        ValueError: a file whose header is damaged, or no checkpoint.
+    """
     return _open(file, lambda tensors: _cached(tensors.get_tensor))
 
 
@@ -171,9 +182,12 @@ def _cached(get: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
     return tensor
 
 
-def _header(tensors: Mapping[str, Tensor], state: str) -> bytes:
+def _header(tensors: Mapping[str, Tensor], state: str, shards: Mapping[str, str] | None) -> bytes:
     """Return the first bytes of the file: their number, then names, types, shapes and places of the tensors."""
-    entries: dict[str, Any] = {"__metadata__": {"format": FORMAT, "state": state}}
+    metadata = {"format": FORMAT, "state": state}
+    if shards is not None:
+        metadata[SHARDS] = json.dumps(dict(shards))
+    entries: dict[str, Any] = {"__metadata__": metadata}
     place = 0
     for name, tensor in tensors.items():
         end = place + tensor.numel() * tensor.element_size()
@@ -187,8 +201,8 @@ def _header(tensors: Mapping[str, Tensor], state: str) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def _chunks(tensors: Mapping[str, Tensor], state: str) -> Iterator[memoryview]:
+def _chunks(tensors: Mapping[str, Tensor], state: str, shards: Mapping[str, str] | None) -> Iterator[memoryview]:
     """Yield the bytes of the file but for the checksum's, one tensor in memory at a time."""
-    yield memoryview(_header(tensors, state))
+    yield memoryview(_header(tensors, state, shards))
     for tensor in tensors.values():
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -13,9 +13,10 @@ from torch import nn
 from dlmkit import runs
 from dlmkit.backbones.base import Backbone
 from dlmkit.build import build_backbone, build_objective, build_process, build_sampler, named_sampler
-from dlmkit.checkpoints.container import read, read_without_tensors
+from dlmkit.checkpoints.container import read_without_tensors
 from dlmkit.checkpoints.folder import is_folder, read_config
 from dlmkit.checkpoints.parts import read_parts
+from dlmkit.checkpoints.shards import read_whole
 from dlmkit.compatibility import Parts, check
 from dlmkit.config import register_resolvers
 from dlmkit.data.tokenizers import load_tokenizer
@@ -165,7 +166,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> LoadedModel:
         return _with_parts(config, build_backbone(config), tokenizer)
     folder, file = runs.checkpoint_of(path)
     loaded = read_parts(folder / runs.CONFIG, trust)
-    content = read(file)
+    content = read_whole(file)
     block_size = content["settings"]["block_size"]
     if block_size is not None:  # it may have grown during training
         loaded.objective.block_size = block_size
@@ -205,7 +206,7 @@ def load_backbone_weights(backbone: Backbone, file: Path) -> None:
     Raises:
         ValueError: a damaged file; missing, extra or differently shaped weights.
     """
-    _copy_weights(backbone, read(file), file)
+    _copy_weights(backbone, read_whole(file), file)
 
 
 def _copy_weights(backbone: Backbone, content: dict[str, Any], file: Path) -> None:
@@ -223,4 +224,9 @@ def _copy_weights(backbone: Backbone, content: dict[str, Any], file: Path) -> No
                 f"{file} has {key} of shape {tuple(value.shape)}, this backbone needs {tuple(own[key].shape)}:"
                 " use the same backbone sizes and tokenizer as the run it comes from"
             )
-    backbone.load_state_dict({**own, **weights})
+    if backbone.deferred is None:
+        backbone.load_state_dict({**own, **weights})
+        return
+    for key, parameter in backbone.named_parameters():
+        if key in weights:
+            backbone.deferred.read_from(parameter, lambda rows, value=weights[key]: value[rows])  # type: ignore[misc]

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from dlmkit.backbones.hf.loading import shards_of
+from dlmkit.backbones.hf.weight_files import shards_of
 from dlmkit.checkpoints.folder import check_free, write_folder
 from dlmkit.config import compose
 from dlmkit.data.tokenizers.huggingface import HuggingFace

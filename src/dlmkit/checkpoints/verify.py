@@ -1,9 +1,12 @@
-"""Whether a checkpoint is whole, from its bytes alone. Never imports torch."""
+"""Whether a checkpoint is whole, with all of its shards, from its bytes alone. Never imports torch."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,10 @@ CHUNK = 2**22  # bytes
 ZIP = b"PK\x03\x04"  # how files of torch.save begin
 PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+SHARDS = "shards"
+"""Key of the header's metadata: JSON, path of each shard from the checkpoint's folder -> its checksum."""
+SHARD_PATH = re.compile(r"[^/]+\.shards-[0-9a-f]{32}/\d{5}\.safetensors")
 
 
 class Newest(NamedTuple):
@@ -35,7 +42,10 @@ def check(file: Path) -> None:
             " train again"
         )
     if not _is_whole(file):
-        raise ValueError(f"{file} is damaged, or is no checkpoint: its checksum does not fit; name another one")
+        raise ValueError(
+            f"{file} is damaged, or is no checkpoint: its checksum, or that of one of its shards, does not fit; name"
+            " another one"
+        )
 
 
 def is_pickle(file: Path) -> bool:
@@ -47,16 +57,43 @@ def is_pickle(file: Path) -> bool:
 
 
 def _is_whole(file: Path) -> bool:
+    return _checksum_of(file) is not None and all(
+        SHARD_PATH.fullmatch(name) and (file.parent / name).is_file() and _checksum_of(file.parent / name) == expected
+        for name, expected in shards_of(file).items()
+    )
+
+
+def shards_of(file: Path) -> dict[str, str]:
+    """Return the shards of a checkpoint, as paths from its folder, with their checksums; none for a single file."""
+    with file.open("rb") as opened:
+        header = opened.read(min(int.from_bytes(opened.read(8), "little"), LARGEST_HEADER))
+    try:
+        shards = json.loads(json.loads(header)["__metadata__"].get(SHARDS, "{}"))
+        return {str(name): str(checksum) for name, checksum in shards.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # a file of somebody else, which `container` refuses
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete the shards in a folder that no checkpoint there names: of saves that were killed, where none runs now."""
+    named = {name.partition("/")[0] for file in folder.glob("*.ckpt") for name in shards_of(file)}
+    for path in folder.glob("*.shards-*"):
+        if SHARD_PATH.fullmatch(f"{path.name}/00000.safetensors") and path.is_dir() and path.name not in named:
+            shutil.rmtree(path)
+
+
+def _checksum_of(file: Path) -> str | None:
+    """Return a file's checksum, in hexadecimal, or ``None`` where its bytes have another one."""
     checksum = hashlib.sha256()
     with file.open("rb") as opened:
         left = os.fstat(opened.fileno()).st_size - CHECKSUM_BYTES
         while left > 0:
             chunk = opened.read(min(CHUNK, left))
             if not chunk:
-                return False
+                return None
             checksum.update(chunk)
             left -= len(chunk)
-        return left == 0 and opened.read() == checksum.digest()
+        return checksum.hexdigest() if left == 0 and opened.read() == checksum.digest() else None
 
 
 def newest_whole(files: list[Path]) -> Newest:

@@ -1,4 +1,4 @@
-"""`dlmkit doctor`: what this machine has, and whether one training step works on it."""
+"""`dlmkit doctor`: what this machine has, whether one training step works on it, and whether bf16 pays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlmkit.build import build_module
-from dlmkit.callbacks.throughput import measured_cpu_flops
+from dlmkit.commands.precision import measured, verdict
 from dlmkit.config import compose
 from dlmkit.randomness import generator_for
 from dlmkit.step import losses
@@ -33,6 +33,9 @@ def main() -> None:
     for family in ("ar", "absorbing", "uniform"):
         seconds, loss = smoke(family)
         console.print(f"one training step, family={family}: loss {loss:.3f} nats/token, {1000 * seconds:.0f} ms")
+    speeds = measured()
+    console.print(speeds.table())
+    console.print(verdict(speeds), soft_wrap=True)
 
 
 def versions() -> Table:
@@ -52,14 +55,12 @@ def machine() -> Table:
     table = Table("what", "here", title="machine")
     table.add_row("cores", str(os.cpu_count()))
     table.add_row("torch threads", str(torch.get_num_threads()))
-    table.add_row("float32 matrix product", f"{measured_cpu_flops() / 1e9:.0f} GFLOP/s")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         table.add_row(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
         table.add_row("cuda", "none: training runs on the CPU")
     table.add_row("attention kernels", ", ".join(kernels()))
-    table.add_row("bf16", "yes" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "CPU only, slow")
     return table
 
 
@@ -89,7 +90,7 @@ def smoke(family: str) -> tuple[float, float]:
     draw = module.t_sampler.sample(len(batch), generator_for("cpu", 0))
     times = TimeDraw(draw.t.to(device), draw.weight.to(device))
     noised = module.corruption.draw(module.process, batch, times, range(len(batch)), "doctor")
-    loss = losses(module.objective, module.process, module.backbone, noised).loss.sum() / batch.scored.sum()
+    loss = losses(module.objective, module.process, module.backbone, noised).total / batch.scored.sum()
     loss.backward()
     optimizer.step()
     return time.perf_counter() - begin, float(loss.detach())

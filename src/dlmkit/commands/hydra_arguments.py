@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
 
 FLAGS_WITH_VALUE = ("--cfg", "--package", "--config-dir")
+PATHS = ("dir", "run_dir", "init_from", "name", "files", "val_files", "cache_dir")
+"""Last parts of keys that name a file or a folder."""
 FLAGS = ("--multirun", "--cfg", "--resolve", "--package", "--info", "--config-dir", "--hydra-help")  # Hydra's
+
+
+def home_named(argument: str) -> str:
+    """Return an override with the home folder in the place of a leading ~, which no shell expands behind a =.
+
+    In quotes, where Hydra takes it as text, only for keys that name a path.
+    """
+    key, equals, value = argument.partition("=")
+    quote = value[:1] if value[:1] in ("'", '"') else ""
+    is_path = not quote or key.rpartition(".")[2] in PATHS
+    if not equals or not is_path or not value.startswith(f"{quote}~/"):
+        return argument
+    return f"{key}={quote}{os.path.expanduser('~')}{value[len(quote) + 1 :]}"
 
 
 def overrides_first(arguments: list[str]) -> list[str]:

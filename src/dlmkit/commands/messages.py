@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
 
+class RunConsole(Console):
+    """Standard error of a run, which goes on when nobody reads its lines any more."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from now on, where rich's own console ends the process."""
+        self.quiet = True
+
+
 def progress_bar(progress: bool) -> list[Callback]:
     """Return the callback that draws a bar, or none."""
     from lightning.pytorch.callbacks import RichProgressBar

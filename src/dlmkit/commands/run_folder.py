@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dlmkit import __version__, runs
-from dlmkit.config import run_name
+from dlmkit.checkpoints.verify import remove_orphans
+from dlmkit.config import keep_precision, run_name
 from dlmkit.files import remove_partials, write_text
 from dlmkit.nested import flatten
 from dlmkit.runs import Changes, ParentRun, RunSummary
@@ -47,6 +48,8 @@ def settings_of(config: DictConfig) -> Settings:
 def compare_settings(run_dir: Path, config: DictConfig) -> Changes:
     """Return what differs between the settings that a run was begun with and those of now.
 
+    `trainer.precision=auto` stands for the one that it was begun in, which is written into `config`.
+
     Raises:
         ValueError: the run's config.yaml is damaged.
     """
@@ -62,6 +65,7 @@ def compare_settings(run_dir: Path, config: DictConfig) -> Changes:
     marker = runs.Marker.read(run_dir)
     initial = {} if marker is None else marker.initial
     values = {**flatten(recorded), **initial}
+    keep_precision(config, values)
     now = copy.deepcopy(config)
     for key in now.vocab:  # known only when the data has been read, which has a check of its own
         now.vocab[key] = values.get(f"vocab.{key}")
@@ -89,6 +93,7 @@ def open_folder(run_dir: Path, config: DictConfig, corpus: Corpus, resumed: bool
     initial = {key: values[key] for key in FOLLOW_BLOCK_SIZE if values.get(key) is not None}
     runs.open_folder(run_dir, runs.Marker.new(__version__, initial), resumed)
     remove_partials(run_dir)
+    remove_orphans(run_dir / runs.CHECKPOINTS)
     write_config(run_dir, resolved(config), None)
     if corpus.tokenizer is not None:
         corpus.tokenizer.save(run_dir / "tokenizer")

@@ -10,6 +10,7 @@ import torch
 from rich.progress import Progress
 
 from dlmkit.checkpoints.load import load
+from dlmkit.commands.messages import silence_libraries
 from dlmkit.generation import planned_steps
 
 SETTINGS = ("temperature", "top_k", "top_p")
@@ -22,6 +23,7 @@ def main(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a model without text, a sampler that does not fit it, a request that cannot be met.
     """
+    silence_libraries(progress=sys.stderr.isatty())
     model = load(options.checkpoint, options.trust)
     settings = {key: getattr(options, key) for key in SETTINGS if getattr(options, key) is not None}
     sampler = model.choose_sampler(options.sampler, **settings)

@@ -17,8 +17,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlmkit import runs
-from dlmkit.commands.hydra_arguments import FLAGS, WithoutHydrasLine, command_line, overrides_first
-from dlmkit.commands.messages import announce, conclude, progress_bar, silence_libraries, whole_checkpoint
+from dlmkit.commands.hydra_arguments import FLAGS, WithoutHydrasLine, command_line, home_named, overrides_first
+from dlmkit.commands.messages import (
+    RunConsole,
+    announce,
+    conclude,
+    progress_bar,
+    silence_libraries,
+    whole_checkpoint,
+)
 from dlmkit.commands.relaunch import quoted, relaunch_as
 from dlmkit.commands.run_folder import (
     bytes_per_token,
@@ -29,7 +36,7 @@ from dlmkit.commands.run_folder import (
     open_folder,
     starting_run,
 )
-from dlmkit.config import check_overrides, check_values, conf_dir, register_resolvers
+from dlmkit.config import check_overrides, check_values, conf_dir, register_resolvers, settle_precision
 from dlmkit.files import full_disk_explained
 from dlmkit.ranks import is_rank_zero
 from dlmkit.runs import RunSummary, Stopped, StopSignals
@@ -58,7 +65,7 @@ def main(arguments: list[str]) -> None:
         return _job(config, script)
 
     with (
-        command_line(["dlmkit train", *overrides_first(arguments)]),
+        command_line(["dlmkit train", *overrides_first(list(map(home_named, arguments)))]),
         contextlib.redirect_stderr(WithoutHydrasLine(sys.stderr)),
     ):
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="train")(job)()
@@ -101,15 +108,15 @@ def train(
     """Train one run from start to summary and return the summary.
 
     Args:
-        config: composed configuration; `vocab` is filled in here.
+        config: composed configuration; `vocab` and a precision of `auto` are filled in here.
         run_dir: the run's folder.
         choices: group -> chosen file, for the record.
         overrides: what the user (or the sweep) typed, from which the folder of a sibling run follows.
         command: that starts another process of this run, up to its overrides.
     """
     rank_zero = is_rank_zero()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not rank_zero)
-    resuming = config.if_exists in runs.RESUMING
+    console = RunConsole(quiet=not rank_zero)
+    resuming, precision = config.if_exists in runs.RESUMING, config.trainer.precision
     with StopSignals(requeue=resuming, rank_zero=rank_zero) as signals, _folder(run_dir, config, rank_zero) as newest:
         if resuming and (finished := _look_at_earlier(run_dir, config, newest, console)):
             console.print(f"[bold]{escape(str(run_dir))}[/bold]: finished already", markup=True)
@@ -121,6 +128,8 @@ def train(
         from dlmkit.callbacks.stop import StopOnSignal
         from dlmkit.checkpoints.load import load_backbone_weights, num_steps_of
 
+        if (line := settle_precision(config, precision)) is not None:
+            console.print(f"[bold]{escape(str(run_dir))}[/bold]: {line}")
         progress = rank_zero and console.is_terminal
         silence_libraries(progress)
         data = build_data(config)

@@ -14,6 +14,7 @@ from dlmkit.config.composition import (
 )
 from dlmkit.config.errors import explain
 from dlmkit.config.overrides import check_overrides
+from dlmkit.config.precision import keep_precision, precision_here, settle_precision
 from dlmkit.config.values import check_values
 from dlmkit.text_hints import nearest
 
@@ -27,9 +28,12 @@ __all__ = [
     "explain",
     "group_name",
     "is_group",
+    "keep_precision",
     "micro_size",
     "nearest",
     "num_steps",
+    "precision_here",
     "register_resolvers",
     "run_name",
+    "settle_precision",
 ]

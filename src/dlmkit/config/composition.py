@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+
+from dlmkit.ranges import COUNT
 
 LONGEST_NAME = 180  # bytes of a run folder's name; file systems stop at 255
 
@@ -30,6 +32,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("group_name", group_name, replace=True)
     OmegaConf.register_new_resolver("path_name", path_name, replace=True)
+    OmegaConf.register_new_resolver("fused", fused, replace=True)
 
 
 def compose(overrides: list[str], run_dir: Path) -> DictConfig:
@@ -69,20 +72,39 @@ def num_steps(tokens: int, batch_size: int, length: int) -> int:
     for name, value in (("budget.tokens", tokens), ("batch.size", batch_size), ("length", length)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} {value!r} is not a positive whole number: give one, such as {name}=16")
-    return math.ceil(tokens / (batch_size * length))
+    steps = -(-tokens // (batch_size * length))
+    if steps > COUNT.high:
+        raise ValueError(
+            f"budget.tokens {tokens} is {steps:,} steps of batch.size {batch_size} x length {length}, more than"
+            f" {COUNT.high:,.0f}: lower budget.tokens"
+        )
+    return steps
 
 
-def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: int) -> int:
-    """Return the sequences that one device holds at a time."""
+def tensor_parallel_size(strategy: Any) -> int:
+    """Return how many devices read the same sequences, by `trainer.strategy`: a word, or the settings of one."""
+    size = strategy.get("tensor_parallel_size", 1) if isinstance(strategy, Mapping | DictConfig) else 1
+    return size if isinstance(size, int) and size > 0 else 1
+
+
+def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: int, strategy: Any = None) -> int:
+    """Return the sequences that one device holds at a time; tensor-parallel ones hold the same."""
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices {devices!r} is not a positive number: give the number of devices, such as 1")
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"batch.accumulate {accumulate!r} is not a positive whole number: give one, such as 1")
-    pieces = accumulate * devices * num_nodes
+    shared = tensor_parallel_size(strategy)
+    if devices * num_nodes % shared:
+        raise ValueError(
+            f"trainer.strategy.tensor_parallel_size {shared} does not divide {devices} devices x {num_nodes} nodes:"
+            " choose a size that does"
+        )
+    pieces = accumulate * devices * num_nodes // shared
     if batch_size % pieces:
+        alike = f" / {shared} that share a layer" if shared > 1 else ""
         raise ValueError(
             f"batch.size {batch_size} does not divide into batch.accumulate {accumulate} x {devices} devices x"
-            f" {num_nodes} nodes: choose a multiple of {pieces}"
+            f" {num_nodes} nodes{alike}: choose a multiple of {pieces}"
         )
     return batch_size // pieces
 
@@ -90,6 +112,14 @@ def micro_size(batch_size: int, accumulate: int, devices: int | str, num_nodes: 
 def group_name(experiment: str | None) -> str:
     """Return the folder under runs/ of an experiment's runs ("single" without one)."""
     return "single" if experiment in (None, "None", "null", "") else str(experiment)
+
+
+def fused(precision: str | int | None) -> bool:
+    """Return whether the optimizer updates all weights in one pass: always, but where it would get scaled gradients.
+
+    In 16-bit floats the loss is scaled, and torch's fused optimizers undo that in their step, after the clipping.
+    """
+    return str(precision) not in ("16", "16-mixed")
 
 
 def path_name(path: str, above: int) -> str:

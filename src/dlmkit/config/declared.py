@@ -23,6 +23,7 @@ TABLE: dict[str, Any] = {
     "member": str | None,
     "init_from": str | dict[str, Any] | None,
     "causal": bool,
+    "compile": bool | Literal["auto"],
     "ar_weight": Annotated[float, Range("[0, 1e6]", "use 0 for no auxiliary loss")],
     "if_exists": str,
     "run_dir": str,
@@ -53,6 +54,7 @@ TABLE: dict[str, Any] = {
     "optimizer.betas": tuple[Beta, Beta],
     "optimizer.eps": Annotated[float, Range("(0, 1]", "try 1e-8")],
     "optimizer.weight_decay": Annotated[float, Range("[0, 100]", "use 0 for none, or try 0.1")],
+    "optimizer.fused": bool | None,
     "optimizer._partial_": bool,
     # lightning.pytorch.callbacks
     "callbacks.checkpoint.dirpath": str,

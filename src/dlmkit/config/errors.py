@@ -149,7 +149,7 @@ def _unparsed(override: str) -> str:
     example = f"{key}='\"{value}\"'" if equals and '"' not in value else "key='\"a, b\"'"
     return (
         f"{override!r} is not key=value: write key=value without spaces around =, and put a value with"
-        f" spaces, commas, brackets or = in two pairs of quotes, such as {example}"
+        f" spaces, commas, brackets, = or letters beyond a-z in two pairs of quotes, such as {example}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dlmkit.config.composition import choices_of, conf_dir
+from dlmkit.config.composition import choices_of, conf_dir, fused, tensor_parallel_size
 from dlmkit.config.declared import declared
 from dlmkit.ranges import misfit, parameters_of, part_of, shown
 from dlmkit.renames import renamed_key
@@ -34,6 +34,7 @@ def check_values(config: DictConfig) -> None:
     for problem in problems(config):
         raise ValueError(problem)
     _check_micro_size(config)
+    _check_fused(config)
 
 
 def problems(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -146,10 +147,20 @@ def _plain(value: Any) -> Any:
 def _check_micro_size(config: DictConfig) -> None:
     """Refuse micro-batches that do not fill the batch: `batch.micro_size` follows from the other numbers."""
     batch, trainer = config.batch, config.trainer
-    filled = batch.micro_size * batch.accumulate * trainer.devices * trainer.num_nodes
+    shared = tensor_parallel_size(trainer.strategy)
+    filled = batch.micro_size * batch.accumulate * trainer.devices * trainer.num_nodes // shared
     if filled != batch.size:
         raise ValueError(
             f"batch.micro_size {batch.micro_size} x batch.accumulate {batch.accumulate} x {trainer.devices} devices x"
             f" {trainer.num_nodes} nodes is {filled}, not batch.size {batch.size}: leave batch.micro_size out, it"
             " follows from the others"
+        )
+
+
+def _check_fused(config: DictConfig) -> None:
+    """Refuse an optimizer that undoes the scaling of the loss in its step: gradients are clipped before."""
+    if config.optimizer.get("fused") and not fused(config.trainer.precision):
+        raise ValueError(
+            f"optimizer.fused true does not go with trainer.precision {config.trainer.precision}, which scales the"
+            " loss: leave it out, or train in bf16-mixed"
         )

@@ -29,12 +29,16 @@ def find_files(files: str | Iterable[str]) -> list[Path]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    found = list(map(Path, sorted(glob.glob(os.path.expanduser(pattern), recursive=True))))
+    name = os.path.expanduser(pattern)
+    is_name = os.path.isfile(name)  # which "[a].txt" can be, though it is a pattern for another name
+    found = [Path(name)] if is_name else list(map(Path, sorted(glob.glob(name, recursive=True))))
     for path in found:
         if not path.exists():
             raise ValueError(
                 f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist: mend it, or leave it out"
             )
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{str(path)!r} is a pipe or a device: text is read several times, so name a file")
     paths = [path for path in found if path.is_file()]
     if not paths:
         raise ValueError(f"no file matches {pattern!r}: {nearest(pattern)}")

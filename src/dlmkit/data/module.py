@@ -64,7 +64,13 @@ class CorpusDataModule(LightningDataModule):
 
     def _loader(self, sequences: Sequences, order: Sampler[list[int]]) -> DataLoader[Batch]:
         dataset = SequenceDataset(sequences, self.corpus.document_masking)
-        return DataLoader(dataset, batch_sampler=order, num_workers=self.plan.num_workers, collate_fn=_already_a_batch)
+        return DataLoader(
+            dataset,
+            batch_sampler=order,
+            num_workers=self.plan.num_workers,
+            collate_fn=_already_a_batch,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
 
 
 def _already_a_batch(batch: Any) -> Any:  # DataLoader's type expects a list of items here

@@ -177,7 +177,7 @@ def _check_lengths(statistics: dict[str, Statistics], length: int, split: Split,
         raise ValueError(f"all text is one document, and one side has none: {source.single_document_remedy}")
     remedies = {
         "train": "use a smaller length or more text",
-        "val": f"use a larger val_fraction (now {split.val_fraction}), a smaller length, or more documents",
+        "val": f"use a larger val_fraction (now {split.val_fraction}), a smaller length, or more different documents",
     }
     for side, numbers in statistics.items():
         if numbers.sequences == 0 and not (side == "train" and split.val_fraction == 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,8 @@ from dlmkit.evaluation.time_grid import corrupt_times, noised_grid, prior_sample
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
 from dlmkit.processes.base import EndShares, ForwardProcess
-from dlmkit.step import losses, network_input
-from dlmkit.types import Batch, Denoiser, Noised
+from dlmkit.step import network_input
+from dlmkit.types import Batch, Denoiser, Noised, Prediction
 
 ROUNDING = 1e-12
 """A schedule whose alpha(1) is less than this has 0 there but for rounding."""
@@ -45,6 +47,8 @@ def score_sequences(
 ) -> SequenceScores:
     """Return a bound on -log p(x_0) of each sequence, or the value itself.
 
+    The network runs in whatever precision it is called in; its head, and all that follows, in float32 or better.
+
     Where the schedule leaves out an end of the integral (see `ForwardProcess.end_shares`), the boundary term of that
     end is part of the sum; it takes one pass of the network.
 
@@ -59,7 +63,8 @@ def score_sequences(
     blocks, numbers = num_blocks(batch.tokens.shape[1], objective.block_size), indices.tolist()
     nll = torch.zeros(len(batch), dtype=torch.float64, device=batch.tokens.device)
     for noised in noised_grid(process, batch, indices, num_times, blocks, objective.num_steps):
-        nll += losses(objective, process, network, noised).nll.double().sum(-1) / num_times
+        with _evaluated(objective, network, noised) as prediction:
+            nll += objective(prediction, noised, process).nll.double().sum(-1) / num_times
 
     first, last = torch.zeros_like(nll), torch.zeros_like(nll)
     ends = EndShares(0.0, 0.0) if objective.exact else process.end_shares
@@ -68,11 +73,21 @@ def score_sequences(
         zero = torch.zeros(1, len(batch), dtype=torch.float64)
         (x_t,) = corrupt_times(process, batch.to("cpu"), zero, numbers, "reconstruction")
         noised = _at(0.0, batch, x_t, blocks)
-        first = reconstruction(objective, network(network_input(objective, noised)), noised, process).sum(-1)
+        with _evaluated(objective, network, noised) as prediction:
+            first = reconstruction(objective, prediction, noised, process).sum(-1)
     if ends.clean_at_1 > ROUNDING:
         noised = _at(1.0, batch, prior_sample(process, batch.to("cpu"), numbers, "prior"), blocks)
-        last = prior(objective, network(network_input(objective, noised)), noised, process).sum(-1)
+        with _evaluated(objective, network, noised) as prediction:
+            last = prior(objective, prediction, noised, process).sum(-1)
     return SequenceScores(nll + first + last, first, last)
+
+
+@contextmanager
+def _evaluated(objective: Objective[Any], network: Denoiser, noised: Noised) -> Iterator[Prediction]:
+    """Give the network's prediction, in float32 and outside of autocast, under which products would be in bf16."""
+    prediction = network(network_input(objective, noised)).in_float32()
+    with torch.autocast(noised.x_t.device.type, enabled=False):
+        yield prediction
 
 
 def _at(time: float, batch: Batch, x_t: Tensor, num_blocks: int) -> Noised:

@@ -147,7 +147,7 @@ def law_closed_form(objective: Objective[Any], process: ForwardProcess) -> Itera
 
 @law()
 def law_scored(objective: Objective[Any], process: ForwardProcess) -> Iterator[Finding]:
-    """Only scored positions have a loss, the nll is detached and positive, the loss is differentiable."""
+    """Only scored positions have a loss; nll is detached and positive, loss differentiable, total the sum of loss."""
     noised, logits = a_batch(process)
     table = logits.requires_grad_(True)
     result = losses_of(objective, TablePrediction(table), noised, process)
@@ -165,11 +165,22 @@ def law_scored(objective: Objective[Any], process: ForwardProcess) -> Iterator[F
     yield holds("nll is detached", not result.nll.requires_grad, "nll has a gradient: return nll.detach()")
     yield holds("loss has a gradient", result.loss.requires_grad, "loss has no gradient: nothing would be learned")
     if result.loss.requires_grad:
-        (grad,) = torch.autograd.grad(result.loss.sum(), table)
+        (of_loss,) = torch.autograd.grad(result.loss.sum(), table, retain_graph=True)
+        (grad,) = torch.autograd.grad(result.total, table)
         yield holds("gradients are finite", torch.isfinite(grad).all(), "a gradient is infinite or NaN")
         leaks = float(grad[~noised.scored].abs().max())
         yield at_most(
             "unscored positions have no gradient", leaks, 0.0, f"a gradient of {leaks:.3g} where nothing is scored"
+        )
+        error = max(
+            float(relative(result.total.detach(), result.loss.detach().sum(), 1e-9, 1e-12)),
+            float(relative(grad, of_loss, 1e-9, 1e-12).max()),
+        )
+        yield at_most(
+            "total = sum of loss",
+            error,
+            1e-9,
+            f"`fused` or its gradient is off by {error:.2g} from the sum of `loss`, which is logged",
         )
 
 
@@ -205,8 +216,8 @@ def law_float32(objective: Objective[Any], process: ForwardProcess) -> Iterator[
     want = losses_of(objective, TablePrediction(logits), noised, process)
     error, where = worst_at(relative(got.nll.double(), want.nll.double(), 1e-4, 2e-5), noised.t)
     yield at_most("float32 head: same nll", error, 1e-4, f"in float32 the nll at t = {where:.4g} is off by {error:.2g}")
-    (grad,) = torch.autograd.grad(got.loss.sum(), hidden)
-    (grad64,) = torch.autograd.grad(want.loss.sum(), hidden64)
+    (grad,) = torch.autograd.grad(got.total, hidden)
+    (grad64,) = torch.autograd.grad(want.total, hidden64)
     error, where = worst_at((grad - grad64).abs() / (grad64.abs().amax(-1, keepdim=True) + 1e-2), noised.t)
     yield at_most(
         "float32 head: same gradient",

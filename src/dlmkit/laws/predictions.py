@@ -14,7 +14,7 @@ from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.tensors import at_positions
-from dlmkit.types import Prediction
+from dlmkit.types import ClosedForm, Prediction, WeightedNLL, WeightedValues
 
 
 class TablePrediction:
@@ -31,13 +31,27 @@ class TablePrediction:
         """Return the table's rows [N, V] at `where`."""
         return self.table[where]
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Return log p(tokens) [N] at `where`."""
         return self.table[where].log_softmax(-1).gather(-1, tokens[where][:, None])[:, 0]
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) [N] and its sum with `weight` [N]."""
+        values = -self.token_log_prob(tokens, where)
+        return WeightedNLL((values * weight).sum(), values)
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(logits [N, V], *arguments [N])."""
         return function(self.table[where], *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits [N, V], *arguments [N]), alone and times the weight."""
+        values = self.map_logits(form, where, *arguments)
+        return WeightedValues(values * weight.to(values.dtype), values.detach())
+
+    def in_float32(self) -> TablePrediction:
+        """Return itself: the table is what it is."""
+        return self
 
 
 class Reparameterized:
@@ -60,9 +74,14 @@ class Reparameterized:
         """Return raw output [N, V] at `where`."""
         return self._raw(self.below.logits(where), *self._positions(where))
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Return the log-softmax of the raw output at `tokens`, [N]."""
         return self.logits(where).log_softmax(-1).gather(-1, tokens[where][:, None])[:, 0]
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) [N] and its sum with `weight` [N]."""
+        values = -self.token_log_prob(tokens, where)
+        return WeightedNLL((values * weight).sum(), values)
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(raw output [N, V], *arguments [N])."""
@@ -71,6 +90,15 @@ class Reparameterized:
             return function(self._raw(logits, z, t), *arguments)
 
         return self.below.map_logits(through, where, *self._positions(where), *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(raw output [N, V], *arguments [N]), alone and times the weight."""
+        values = self.map_logits(form, where, *arguments)
+        return WeightedValues(values * weight.to(values.dtype), values.detach())
+
+    def in_float32(self) -> Reparameterized:
+        """Return the same of the given prediction in float32."""
+        return Reparameterized(self.below.in_float32(), self.parameterization, self.process, self.x_t, self.t)
 
     def _positions(self, where: Tensor) -> tuple[Tensor, Tensor]:
         return self.x_t[where], at_positions(self.t, where)

@@ -24,6 +24,6 @@ class Autoregressive(Objective[ForwardProcess]):
 
     def __call__(self, prediction: Prediction, noised: Noised, process: ForwardProcess) -> TokenLoss:
         """Return the cross-entropy as loss and as nll."""
-        log_prob = prediction.token_log_prob(noised.x_0, noised.scored, torch.ones_like(noised.x_0[noised.scored]))
-        per_token = scatter(-log_prob, noised.scored)
-        return TokenLoss(loss=per_token, nll=per_token.detach())
+        total, values = prediction.weighted_nll(noised.x_0, noised.scored, torch.ones_like(noised.x_0[noised.scored]))
+        per_token = scatter(values, noised.scored)
+        return TokenLoss(loss=per_token, nll=per_token.detach(), fused=total)

@@ -12,7 +12,7 @@ from dlmkit.objectives.base import Objective
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.ranges import Tokens, checked
-from dlmkit.types import Noised, Prediction, TokenLoss
+from dlmkit.types import ClosedForm, Noised, Prediction, TokenLoss, WeightedNLL, WeightedValues
 
 
 class BlockElbo(Objective[Any]):
@@ -51,7 +51,7 @@ class BlockElbo(Objective[Any]):
         """Return the losses [B, L] of all blocks; each block is a sequence to the objective inside."""
         shape = noised.x_0.shape
         result = self.within(*fold_blocks(prediction, noised), process)
-        return TokenLoss(result.loss.view(shape), result.nll.view(shape))
+        return TokenLoss(result.loss.view(shape), result.nll.view(shape), result.fused)
 
     def inner_parts(self) -> Mapping[str, Part]:
         """Return the objective inside a block."""
@@ -101,8 +101,17 @@ class _FoldedPrediction:
     def logits(self, where: Tensor) -> Tensor:
         return self._prediction.logits(where.view(self._shape))
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor, weight: Tensor | None = None) -> Tensor:
-        return self._prediction.token_log_prob(tokens.view(self._shape), where.view(self._shape), weight)
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        return self._prediction.token_log_prob(tokens.view(self._shape), where.view(self._shape))
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        return self._prediction.weighted_nll(tokens.view(self._shape), where.view(self._shape), weight)
 
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         return self._prediction.map_logits(function, where.view(self._shape), *arguments)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        return self._prediction.weighted(form, where.view(self._shape), weight, *arguments)
+
+    def in_float32(self) -> Prediction:
+        return _FoldedPrediction(self._prediction.in_float32(), self._shape)

@@ -54,10 +54,10 @@ class MaskedElbo(Objective[Absorbing]):
         mask_rate = 1.0 - process.schedule.alpha(noised.t) if noised.noise_rate is None else noised.noise_rate
         bound = -process.schedule.derivative(noised.t) / mask_rate
         weight = at_positions(self._loss_weight(bound) * noised.weight, where)
-        log_prob = prediction.token_log_prob(noised.x_0, where, weight)
-        loss = -log_prob * weight.to(log_prob.dtype)
-        nll = -log_prob.detach() * at_positions(bound * noised.weight, where).to(log_prob.dtype)
-        return TokenLoss(loss=scatter(loss, where), nll=scatter(nll, where))
+        total, values = prediction.weighted_nll(noised.x_0, where, weight)
+        loss = values * weight.to(values.dtype)
+        nll = values.detach() * at_positions(bound * noised.weight, where).to(values.dtype)
+        return TokenLoss(loss=scatter(loss, where), nll=scatter(nll, where), fused=total)
 
     def _loss_weight(self, bound: Tensor) -> Tensor:
         if self.weighting == "constant":

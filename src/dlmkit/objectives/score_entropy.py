@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from dlmkit.objectives.base import Objective
-from dlmkit.parameterizations.score import SMALLEST_ALPHA, Score
+from dlmkit.parameterizations.score import Score
 from dlmkit.processes.base import InterpolatingProcess
 from dlmkit.tensors import at_positions, scatter
-from dlmkit.types import Noised, Prediction, TokenLoss
+from dlmkit.types import ClosedForm, Noised, Prediction, TokenLoss
 
 
 class ScoreEntropy(Objective[InterpolatingProcess]):
@@ -42,38 +44,96 @@ class ScoreEntropy(Objective[InterpolatingProcess]):
         where = (noised.x_t != noised.x_0) & noised.scored
         alpha = process.schedule.alpha(noised.t)
         sigma_rate_times_r = -process.schedule.derivative(noised.t) / (1.0 - alpha)  # alpha cancels, and with it 0 / 0
-
-        def entropy(logits: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor) -> Tensor:
-            alpha = alpha.clamp_min(SMALLEST_ALPHA)
-            log_r = (alpha.log() - torch.log1p(-alpha)).to(logits.dtype)
-            excess = self.parameterization.log_score(logits, z, alpha, process) - log_r[:, None]
-            return excess.exp().sum(-1) - 1.0 - excess.gather(-1, x_0[:, None])[:, 0]
-
-        arguments = (noised.x_0[where], noised.x_t[where], at_positions(alpha, where))
-        value = prediction.map_logits(entropy, where, *arguments)
-        return scatter(value * at_positions(sigma_rate_times_r * noised.weight, where).to(value.dtype), where)
+        weight = at_positions(sigma_rate_times_r * noised.weight, where)
+        form = MaskScores(process.num_tokens)
+        return scatter(prediction.weighted(form, where, weight, noised.x_0[where]).loss, where)
 
     def _uniform(self, prediction: Prediction, noised: Noised, process: InterpolatingProcess) -> Tensor:
         """Return [B, L]: the true ratio is one number at all y but x_0."""
         where = noised.scored
         alpha = process.schedule.alpha(noised.t)
         rate = -process.schedule.derivative(noised.t) / (alpha * process.num_tokens)
+        weight = at_positions(rate * noised.weight, where)
+        log_q_x_0 = torch.log1p(alpha * process.num_tokens / (1.0 - alpha))
+        arguments = (noised.x_0[where], noised.x_t[where], at_positions(log_q_x_0, where))
+        form = TokenScores(process.mask_id)
+        return scatter(prediction.weighted(form, where, weight, *arguments).loss, where)
 
-        def entropy(logits: Tensor, x_0: Tensor, z: Tensor, alpha: Tensor) -> Tensor:
-            log_q_x0 = torch.log1p(alpha * process.num_tokens / (1.0 - alpha)).to(logits.dtype)  # over q(any other)
-            log_r = torch.where(z == x_0, -log_q_x0, 0.0)
-            log_s = self.parameterization.log_score(logits, z, alpha, process)
-            unused = log_s == float("-inf")
-            terms = _bregman((log_s - log_r[:, None]).masked_fill(unused, 0.0))
-            total = log_r.exp() * terms.sum(-1)
-            # At x_0, when it is another token than z, the true ratio is q(x_0) / q(other) instead of 1.
-            at_x_0 = log_s.gather(-1, x_0[:, None])[:, 0].masked_fill(z == x_0, 0.0)
-            own = log_q_x0.exp() * _bregman(at_x_0 - log_q_x0) - _bregman(at_x_0)
-            return total + torch.where(z == x_0, 0.0, own)
 
-        arguments = (noised.x_0[where], noised.x_t[where], at_positions(alpha, where))
-        value = prediction.map_logits(entropy, where, *arguments)
-        return scatter(value * at_positions(rate * noised.weight, where).to(value.dtype), where)
+class MaskScores(ClosedForm):
+    """sum over y of e^d(y) - 1 - d(x_0) at a mask, with d = log(s / r) = logits - log(V - 1), in which alpha cancels.
+
+    The gradient is e^d(y) - 1[y = x_0]. The scaling of the logits is that of
+    :class:`dlmkit.parameterizations.score.Score`.
+
+    Args:
+        num_tokens: V - 1.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        self.log_num_tokens = math.log(num_tokens)
+
+    def __call__(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the values [n] for logits [n, V] and x_0, int64 [n]."""
+        excess = logits - self.log_num_tokens
+        return excess.exp().sum(-1) - 1.0 - excess.gather(-1, arguments[0][:, None])[:, 0]
+
+    def to_gradient_(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the values [n], the logits replaced by their gradients; arguments as in a call."""
+        x_0 = arguments[0][:, None]
+        excess = logits.sub_(self.log_num_tokens)
+        at_x_0 = excess.gather(-1, x_0)
+        ratio = excess.exp_()
+        value = ratio.sum(-1) - 1.0 - at_x_0[:, 0]
+        ratio.scatter_add_(-1, x_0, torch.full_like(at_x_0, -1.0))
+        return value
+
+
+class TokenScores(ClosedForm):
+    """sum over y != z of r(y) (e^d(y) - 1 - d(y)) with d = log(s / r), under uniform noise.
+
+    The true ratio r to q(z) is one number at all y but x_0: with R = q(x_0) / q(any other) it is 1 where z is not x_0,
+    and R at x_0; where z is x_0 it is 1 / R. The gradient is r(y) (e^d(y) - 1) = s(y) - r(y), zero at z and the mask.
+
+    Args:
+        mask_id: whose score is not used, or ``None``.
+    """
+
+    def __init__(self, mask_id: int | None) -> None:
+        self.mask_id = mask_id
+
+    def __call__(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the values [n].
+
+        Args:
+            logits: log s, [n, V].
+            arguments: x_0 and z, int64 [n]; log R [n].
+        """
+        x_0, z, log_q = arguments
+        log_q = log_q.to(logits.dtype)
+        log_r = torch.where(z == x_0, -log_q, 0.0)
+        excess = (logits - log_r[:, None]).scatter(-1, z[:, None], 0.0)
+        if self.mask_id is not None:
+            excess = excess.index_fill(-1, z.new_tensor([self.mask_id]), 0.0)
+        at_x_0 = excess.gather(-1, x_0[:, None])[:, 0]
+        own = log_q.exp() * _bregman(at_x_0 - log_q) - _bregman(at_x_0)
+        return log_r.exp() * _bregman(excess).sum(-1) + torch.where(z == x_0, 0.0, own)
+
+    def to_gradient_(self, logits: Tensor, *arguments: Tensor) -> Tensor:
+        """Return the values [n], the logits replaced by their gradients; arguments as in a call."""
+        x_0, z, log_q = arguments
+        log_q = log_q.to(logits.dtype)
+        log_r = torch.where(z == x_0, -log_q, 0.0)
+        excess = logits.sub_(log_r[:, None]).scatter_(-1, z[:, None], 0.0)
+        if self.mask_id is not None:
+            excess[:, self.mask_id] = 0.0
+        at_x_0, grown = excess.gather(-1, x_0[:, None])[:, 0], torch.expm1(excess)
+        own = log_q.exp() * _bregman(at_x_0 - log_q) - _bregman(at_x_0)
+        value = -log_r.exp() * excess.sub_(grown).sum(-1) + torch.where(z == x_0, 0.0, own)
+        torch.mul(grown, log_r.exp()[:, None], out=logits)
+        slope = log_q.exp() * torch.expm1(at_x_0 - log_q) - torch.expm1(at_x_0)
+        logits.scatter_add_(-1, x_0[:, None], torch.where(z == x_0, 0.0, slope)[:, None])
+        return value
 
 
 def _bregman(log_ratio: Tensor) -> Tensor:

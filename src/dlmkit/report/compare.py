@@ -136,7 +136,8 @@ def _is_compared(key: str) -> bool:
 def warnings_for(runs: Sequence[Run]) -> list[str]:
     """Return the reasons against comparing these runs, the most serious first."""
     compared = comparable(runs)
-    messages = [*_data_warnings(compared), *_grid_warnings(compared), *_subset_warnings(compared)]
+    messages = [*_data_warnings(compared), *_grid_warnings(compared), *_precision_warnings(compared)]
+    messages += _subset_warnings(compared)
     messages += [
         f"{run.label} finished with an NLL that is no finite number: it diverged and is left out of the comparisons."
         for run in runs
@@ -153,7 +154,7 @@ def warnings_for(runs: Sequence[Run]) -> list[str]:
         for run in compared
         if run.summary.init_from is not None and parent_of(run, runs) is None
     ]
-    return messages
+    return messages + [f"{line}; it is left out." for run in runs for line in run.damaged]
 
 
 def _data_warnings(runs: Sequence[Run]) -> list[str]:
@@ -182,6 +183,17 @@ def _grid_warnings(runs: Sequence[Run]) -> list[str]:
         who = "; ".join(f"{tokens}: {_some(labels)}" for tokens, labels in scored.items())
         messages.append(f"The runs were scored on different numbers of validation tokens ({who}).")
     return messages
+
+
+def _precision_warnings(runs: Sequence[Run]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        if run.summary.precision is not None:  # records of the first releases do not say
+            groups.setdefault(run.summary.precision, []).append(run.label)
+    if len(groups) < 2:
+        return []
+    who = "; ".join(f"{precision}: {_some(labels)}" for precision, labels in groups.items())
+    return [f"The runs were trained in different precisions, which moves their speed and, a little, their NLL ({who})."]
 
 
 def _subset_warnings(runs: Sequence[Run]) -> list[str]:

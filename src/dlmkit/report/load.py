@@ -8,7 +8,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from dlmkit.nested import flatten
+from dlmkit.notices import notice
 from dlmkit.runs import CONFIG, METRICS, REPLACED, SUMMARY, RunSummary, is_abandoned
 from dlmkit.runs.summary import read_json
 from dlmkit.text_hints import nearest
@@ -44,6 +45,7 @@ class Run:
         config: config.yaml, flattened to dotted keys.
         curves: column of metrics.csv -> step -> value.
         samples: the last samples file, or an empty dictionary.
+        damaged: a line on each file that cannot be read, and is left out.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -99,10 +102,10 @@ class Run:
 
 
 def collect(paths: Sequence[Path]) -> list[Run]:
-    """Return the runs under `paths`, best first, unfinished ones last.
+    """Return the runs under `paths`, best first, unfinished ones last; a damaged record costs no other run.
 
     Raises:
-        ValueError: a path that does not exist, no finished run anywhere, or a file that cannot be read.
+        ValueError: a path that does not exist, or no finished run anywhere.
     """
     if not paths:
         raise ValueError("no run folder was given: name at least one, for example runs/quickstart")
@@ -113,30 +116,47 @@ def collect(paths: Sequence[Path]) -> list[Run]:
         for file in sorted(path.rglob(SUMMARY)):
             if REPLACED not in file.parts:
                 folders.setdefault(file.parent.resolve(), file.parent)
-    runs = [read(folder) for folder in folders.values()]
+    runs, damaged = [], []
+    for folder in folders.values():
+        try:
+            runs.append(read(folder))
+        except ValueError as error:
+            damaged.append(str(error))
     if not any(run.finished for run in runs):
-        raise ValueError(_nothing_finished(paths, runs))
+        raise ValueError("; ".join(damaged) or _nothing_finished(paths, runs))
+    for line in damaged:
+        notice(f"{line}; that run is left out")
     return sorted(_with_labels(runs), key=_rank)
 
 
 def read(folder: Path) -> Run:
-    """Read one run's folder.
+    """Read one run's folder; of its files only the record must be whole.
 
     Raises:
-        ValueError: it has no record, or one of its files is damaged.
+        ValueError: it has no record, or a damaged one.
     """
     summary = RunSummary.read(folder)
     if summary is None:
         raise ValueError(f"{folder} has no {SUMMARY}, so it is no run's folder: name another one")
     if summary.status == "running" and is_abandoned(folder):
         summary = replace(summary, status="interrupted", error="its process was killed")
+    damaged: list[str] = []
+
+    def or_nothing(reader: Callable[[Path], dict[str, Any]], file: Path) -> dict[str, Any]:
+        try:
+            return reader(file)
+        except ValueError as error:
+            damaged.append(str(error))
+            return {}
+
     return Run(
         folder=folder,
         label=short_name(summary.name),
         summary=summary,
-        config=_read_config(folder / CONFIG),
-        curves=_read_curves(folder / METRICS),
-        samples=_read_samples(folder / "samples"),
+        config=or_nothing(_read_config, folder / CONFIG),
+        curves=or_nothing(_read_curves, folder / METRICS),
+        samples=or_nothing(_read_samples, folder / "samples"),
+        damaged=tuple(damaged),
     )
 
 
@@ -194,7 +214,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid YAML: delete that run's folder or train it again") from error
+        raise ValueError(f"{file} is not valid YAML: take another copy, or delete that file") from error
     return flatten(config) if isinstance(config, dict) else {}
 
 

@@ -71,7 +71,7 @@ def run_table(runs: Sequence[Run]) -> Table:
     """Return the big table: a row per run, what it reached and what it cost."""
     with_entropy = any(run.summary.entropy_per_token is not None for run in runs)
     columns = ["run", "NLL, nats/token", "perplexity", "bits/byte", "own + before = total tokens", "total FLOPs"]
-    columns += ["parameters", "tokens/s", "peak memory", "wall time", "seed"]
+    columns += ["parameters", "precision", "tokens/s", "peak memory", "wall time", "seed"]
     rows = [[Cell(run.label), *_results(run), *_costs(run)] for run in runs]
     if with_entropy:
         columns.insert(2, "above entropy")
@@ -130,6 +130,7 @@ def _costs(run: Run) -> list[Cell]:
         Cell(tokens_of(s), s.total_tokens),
         Cell(scientific(s.total_flops), s.total_flops),
         Cell(count(s.params), s.params),
+        Cell(DASH if s.precision is None else s.precision),
         Cell(thousands(s.tokens_per_second), s.tokens_per_second),
         Cell(size(s.peak_memory_bytes), s.peak_memory_bytes),
         Cell(duration(s.wall_seconds), s.wall_seconds),

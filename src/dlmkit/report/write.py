@@ -14,8 +14,8 @@ from dlmkit.report.page import page
 
 
 def write_html(runs: Sequence[Run], file: Path) -> None:
-    """Write the page in one step."""
-    write_text(file, page(runs))
+    """Write the page in one step; a link stays, and what it names is replaced."""
+    write_text(file.resolve(), page(runs))
 
 
 def write_tables(runs: Sequence[Run], file: Path) -> None:
@@ -40,7 +40,7 @@ def write_tables(runs: Sequence[Run], file: Path) -> None:
         ],
         "warnings": warnings_for(runs),
     }
-    write_json(file, _finite(tables), allow_nan=False)
+    write_json(file.resolve(), _finite(tables), allow_nan=False)
 
 
 def _budget(at: AtBudget) -> dict[str, Any]:

@@ -25,7 +25,7 @@ KEPT = (LOCK, REPLACED)
 
 FILES = (MARKER, CONFIG, SUMMARY, METRICS, "report.html")
 FOLDERS = {
-    CHECKPOINTS: r"[^/]*\.ckpt",
+    CHECKPOINTS: r"[^/]*\.(ckpt|shards-[0-9a-f]{32})",
     "samples": r"step_\d+\.json",
     "tensorboard": r"events\.out\.tfevents\..*|hparams\.yaml",
     "tokenizer": r"(dlmkit_)?tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.*\.model"
@@ -100,7 +100,7 @@ def foreign_entry(run_dir: Path) -> str | None:
             inside = next((one for one in sorted(path.iterdir()) if not _matches(FOLDERS[path.name], one.name)), None)
             if inside is not None:
                 return inside.relative_to(run_dir).as_posix()
-        elif path.name not in KEPT and _completed(path.name) not in FILES:
+        elif path.is_symlink() if path.name in KEPT else _completed(path.name) not in FILES:
             return path.name
     return None
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class Holder:
 def holder_of(run_dir: Path) -> Holder | None:
     """Return what the lock of a folder says, or ``None`` without a lock or with one that was never completed."""
     try:
-        return _parse((run_dir / LOCK).read_text())
+        return _parse((run_dir / LOCK).read_text(errors="replace"))
     except FileNotFoundError:
         return None
 
@@ -114,13 +115,18 @@ def _take(run_dir: Path) -> Holder:
 def _alone(path: Path) -> Iterator[IO[str]]:
     """Open a file that no other process looks at meanwhile, which a check and a write in two steps need."""
     while True:
-        with path.open("a+") as file:
+        with open(path, "a+", errors="replace", opener=_without_links) as file:
             with contextlib.suppress(OSError):  # a file system without such locks: then the two steps are not one
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _is_at(path, file):
                 file.seek(0)
                 yield file
                 return
+
+
+def _without_links(path: str, flags: int) -> int:
+    """Open a file, never the one that a link in its place names: a foreign folder could name any file of the user's."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:
@@ -133,9 +139,12 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 def _parse(text: str) -> Holder | None:
     try:
-        return Holder(**json.loads(text))
-    except (json.JSONDecodeError, TypeError):  # its process ended before it had written it
+        holder = Holder(**json.loads(text))
+    except (json.JSONDecodeError, TypeError, RecursionError):  # its process ended before it had written it
         return None
+    kinds = typing.get_type_hints(Holder)
+    fits = all(type(value) is kinds[name] for name, value in asdict(holder).items())
+    return holder if fits and 0 < holder.pid < 2**31 else None
 
 
 def _exists(pid: int) -> bool:

@@ -17,8 +17,9 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def is_replacing(run_dir: Path) -> bool:
-    """Return whether an earlier run is kept aside in a folder."""
-    return (run_dir / REPLACED).is_dir()
+    """Return whether an earlier run is kept aside in a folder: there, and not where a link leads."""
+    aside = run_dir / REPLACED
+    return aside.is_dir() and not aside.is_symlink()
 
 
 def move_aside(run_dir: Path) -> None:
@@ -32,7 +33,7 @@ def move_aside(run_dir: Path) -> None:
 def settle(run_dir: Path) -> None:
     """Keep the new run where it has a checkpoint, else the earlier one, which is then back in its place."""
     aside = run_dir / REPLACED
-    if not aside.is_dir():
+    if not is_replacing(run_dir):
         return
     if (aside / MARKER).is_file():
         if has_checkpoint(run_dir):

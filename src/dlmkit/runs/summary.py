@@ -39,7 +39,7 @@ class RunSummary:
         sampler: of generated text.
         t_sampler: of training times.
         data: data set.
-        precision: trainer.precision, as set.
+        precision: that it trains in, in Lightning's words; ``None`` in records of earlier releases.
         params: number of parameters, tied ones once.
         block_size: tokens per block of block diffusion at the last step, or ``None`` without blocks.
         init_from: name of the run that this one started from, or ``None``.

@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 
+from dlmkit.backbones.base import Backbone
 from dlmkit.corruption.base import Corruption
 from dlmkit.objectives.base import Objective
 from dlmkit.objectives.block import num_blocks
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.types import TimeDraw
 
-if TYPE_CHECKING:
-    from dlmkit.module import DiffusionLM
-
 NUM_TIMES = 1024
 """Midpoints of the mean over continuous time."""
 
+_known: WeakKeyDictionary[Backbone, dict[tuple[Any, ...], float]] = WeakKeyDictionary()
+"""Network -> settings that its FLOPs were counted at -> FLOPs: counting weights at each step took 1% of a small one."""
 
-def flops_per_token(module: DiffusionLM, length: int) -> float:
+
+class Trained(Protocol):
+    """What decides the operations of a step; a DiffusionLM has it, and a plan's job."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network."""
+
+    @property
+    def objective(self) -> Objective[Any]:
+        """The loss."""
+
+    @property
+    def process(self) -> ForwardProcess:
+        """The noise."""
+
+    @property
+    def corruption(self) -> Corruption:
+        """How noise is drawn for a batch."""
+
+    @property
+    def ar_weight(self) -> float:
+        """Weight of an auxiliary next-token loss; 0 for none."""
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of block diffusion."""
+
+
+def flops_per_token(module: Trained, length: int) -> float:
     """Return forward + backward operations per token that a step trains on, with the module's present settings.
 
     A token counts once, however many noisy copies of it the step reads. The operations are those of all its copies,
@@ -30,6 +60,14 @@ def flops_per_token(module: DiffusionLM, length: int) -> float:
         module: backbone, objective, process, corruption and auxiliary loss.
         length: L.
     """
+    settings = (length, module.block_size, module.ar_weight, module.objective, module.process, module.corruption)
+    known = _known.setdefault(module.backbone, {})
+    if settings not in known:
+        known[settings] = _counted(module, length)
+    return known[settings]
+
+
+def _counted(module: Trained, length: int) -> float:
     network = module.backbone
     share = head_fraction(module.objective, module.process, module.corruption)
     flops = network.flops_per_token(length, share)

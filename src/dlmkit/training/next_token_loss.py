@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dlmkit.types import CAUSAL_ATTENTION, Batch, Denoiser, NetworkInput
@@ -20,4 +21,4 @@ def next_token_loss(network: Denoiser, batch: Batch, t: Tensor) -> Tensor:
         t: float64 [B], an input of the network without meaning here.
     """
     prediction = network(NetworkInput(batch.tokens, t, batch.segments, attention=CAUSAL_ATTENTION))
-    return -prediction.token_log_prob(batch.tokens, batch.scored).sum()
+    return prediction.weighted_nll(batch.tokens, batch.scored, torch.ones_like(batch.tokens[batch.scored])).total

@@ -225,6 +225,14 @@ class GenericInFloat32(GenericElbo):
         return TokenLoss(scatter(nll, where), scatter(nll.detach(), where))
 
 
+class TrainsAnotherLoss(MaskedElbo):
+    """The loss is halved, but not its sum with the gradient that is computed with it."""
+
+    def __call__(self, prediction, noised, process):
+        result = super().__call__(prediction, noised, process)
+        return TokenLoss(result.loss / 2, result.nll, result.fused)
+
+
 LOG_LINEAR = LogLinear(1e-3)
 ABSORBING_WITH_EPS = Absorbing(LOG_LINEAR, *VOCAB)
 
@@ -236,6 +244,7 @@ MUTANTS = [
     Mutant(ForgetsTheTimeSampler, (), (ABSORBING,), caught_by=(law_weight,)),
     Mutant(CrossEntropyEverywhere, (), (ABSORBING,), caught_by=(law_exact, law_closed_form, law_truth_is_stationary)),
     Mutant(LossAtCleanTokens, (), (ABSORBING,), caught_by=(law_truth_is_stationary,)),
+    Mutant(TrainsAnotherLoss, (), (ABSORBING,), caught_by=(law_scored,)),
     Mutant(LossAtThePrompt, (), (ABSORBING,), caught_by=(law_scored,)),
     Mutant(OnlyChangedTokens, (), (UNIFORM,), caught_by=(law_exact, law_closed_form)),
     Mutant(OnlyChangedTokens, (), (Uniform(LOG_LINEAR, *VOCAB),), caught_by=(law_exact,), title="OnlyChangedWithEps"),

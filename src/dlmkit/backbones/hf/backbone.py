@@ -11,7 +11,15 @@ from transformers import PreTrainedModel
 from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains, plain_mask
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.head import Head, HeadPrediction
-from dlmkit.backbones.hf.families import FAMILIES, KERNELS, family_of, fuse_activation, with_windows
+from dlmkit.backbones.hf.attention import TILED
+from dlmkit.backbones.hf.families import (
+    FAMILIES,
+    KERNELS,
+    family_of,
+    fuse_activation,
+    tensor_parallel_plan,
+    with_windows,
+)
 from dlmkit.backbones.hf.loading import build_model, embeddings_of, model_config_of, resize_embeddings
 from dlmkit.backbones.hf.lora import add_lora, check_lora, merge_lora
 from dlmkit.backbones.inputs import TrunkInput
@@ -75,7 +83,8 @@ class HFBackbone(Backbone):
         fuse_activation(self.family, model_config)
         model_config.is_causal = causal
         self.model: PreTrainedModel = build_model(name, model_config, attention)
-        resize_embeddings(self.model, vocab_size, name)
+        added = resize_embeddings(self.model, vocab_size, name)
+        self.remarks = () if added is None else (added,)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # In a tuple, so that torch does not register the model a second time.
@@ -85,7 +94,7 @@ class HFBackbone(Backbone):
     def forward(self, inputs: NetworkInput) -> HeadPrediction:
         """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
         trunk = self.trunk_input(inputs)
-        self._use_kernel(self.attention if trunk.mask is None else self.attention_with_mask, trunk.ids.device)
+        self._use_kernel(self._kernel(trunk), trunk.ids.device)
         positions = {}
         if self.family.takes_positions or trunk.slots is not None:
             positions["position_ids"] = trunk.positions.expand(trunk.ids.shape)
@@ -114,6 +123,17 @@ class HFBackbone(Backbone):
         kinds = set(self.model._no_split_modules or ())
         return [module for module in self.model.modules() if type(module).__name__ in kinds]
 
+    def tensor_parallel_plan(self, num_processes: int) -> dict[str, str]:
+        """Return the plan of the model's family. See :class:`Backbone`."""
+        if self._tuner:
+            raise ValueError(
+                "backbone.lora with trainer.strategy.tensor_parallel_size above 1 is not supported: set it to 1"
+            )
+        trunk = f"model.{self.model.base_model_prefix}"
+        return {
+            f"{trunk}.{name}": style for name, style in tensor_parallel_plan(self.model.config, num_processes).items()
+        }
+
     @property
     def max_length(self) -> int:
         """The model's positions, less the one that a prepended BOS takes."""
@@ -130,6 +150,12 @@ class HFBackbone(Backbone):
         trunk = self.num_params - sum(embeddings.values())
         attention = 12 * config.num_hidden_layers * config.hidden_size * length * (0.5 if self.causal else 1.0)
         return 6.0 * (trunk + head * head_fraction) + attention
+
+    def _kernel(self, trunk: TrunkInput) -> str:
+        if trunk.mask is None:
+            return self.attention
+        in_tiles = trunk.mask.tiles is not None and self.attention_with_mask == "sdpa" and self.family.has_interface
+        return TILED if in_tiles else self.attention_with_mask
 
     def _use_kernel(self, name: str, device: torch.device) -> None:
         if name == FLEX and torch.is_grad_enabled():
@@ -154,7 +180,9 @@ class HFBackbone(Backbone):
         implementation = self.model.config._attn_implementation
         if implementation == FLEX:
             return mask.flex
-        if implementation == "sdpa":
+        if implementation == TILED:
+            assert mask.tiled is not None  # its parts, which the kernel finds by the mask
+        if implementation in ("sdpa", TILED):
             return mask.visible
         # Eager attention adds its mask to the scores.
         dtype, visible = self.model.dtype, mask.visible

@@ -32,6 +32,7 @@ class Family:
         activation: the configuration's key of the activation, where it may be "gelu_new": transformers implements that
             one in six operations, and torch's "gelu_pytorch_tanh" is the same function in one.
         problem: why a configuration of the family is refused, with the remedy, or ``None`` where it is supported.
+        has_interface: whether its layers call the attention function that transformers' AttentionInterface names.
     """
 
     kernels: tuple[str, ...] = KERNELS
@@ -41,6 +42,7 @@ class Family:
     takes_positions: bool = False
     activation: str | None = None
     problem: Callable[[PretrainedConfig], str | None] = lambda config: None
+    has_interface: bool = True
 
 
 def _softcap(config: PretrainedConfig) -> float | None:
@@ -58,7 +60,7 @@ def _alibi(config: PretrainedConfig) -> str | None:
 
 
 FAMILIES = {
-    "falcon": Family(kernels=NOT_FLEX, problem=_alibi),
+    "falcon": Family(kernels=NOT_FLEX, problem=_alibi, has_interface=False),
     "gemma2": Family(kernels=("eager",), softcap=_softcap, window="by_layer"),  # sdpa has no soft-capping of scores
     "gemma3_text": Family(softcap=_softcap, window="by_layer"),
     "gpt2": Family(kernels=NOT_FLEX, activation="activation_function"),
@@ -130,3 +132,27 @@ def with_windows(mask: Mask, family: Family, config: PretrainedConfig, causal_pa
     if "sliding_attention" not in config.layer_types:
         return mask
     return {"full_attention": mask, "sliding_attention": windowed}
+
+
+def tensor_parallel_plan(config: PretrainedConfig, num_processes: int) -> dict[str, str]:
+    """Return transformers' plan for tensor parallelism: module below the trunk -> "colwise" or "rowwise".
+
+    Raises:
+        ValueError: the family has none that consists of these two, or heads or widths that do not divide.
+    """
+    plan: dict[str, str] = config.base_model_tp_plan or {}
+    others = sorted(set(plan.values()) - {"colwise", "rowwise"})
+    if not plan or others:
+        reason = f"needs {', '.join(others)}" if others else "is not in transformers"
+        raise ValueError(
+            f"model type {config.model_type!r} has no plan for tensor parallelism here (it {reason}): set"
+            " trainer.strategy.tensor_parallel_size=1, which shards all the same, or take a model such as llama"
+        )
+    for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = config.to_dict().get(key)
+        if number is not None and number % num_processes:
+            raise ValueError(
+                f"trainer.strategy.tensor_parallel_size {num_processes} does not divide the model's {key} {number}:"
+                " choose a size that does"
+            )
+    return plan

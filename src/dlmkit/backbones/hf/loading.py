@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from dlmkit.backbones.base import check_memory
+from dlmkit.backbones.deferred import deferring
+from dlmkit.backbones.hf.deferred_weights import defer_pretrained
 from dlmkit.backbones.hf.families import FAMILIES, family_of
-from dlmkit.notices import notice
+from dlmkit.backbones.hf.weight_files import shards_of
 
 UNSUITABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What transformers raises for settings that it does not check."""
@@ -120,6 +122,9 @@ def build_model(name: str | None, config: PretrainedConfig, attention: str) -> P
 def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> PreTrainedModel:
     """Load every weight of a pretrained model, none missing, left over or of another shape."""
     _check_files(Path(name))
+    deferred = deferring()
+    if deferred is not None and (model := defer_pretrained(deferred, name, config, attention)) is not None:
+        return model
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -136,7 +141,6 @@ def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> Pre
         raise ValueError(f"backbone.name {name!r}: its weights do not fit its config.json ({error})") from error
     except OSError as error:
         raise ValueError(f"backbone.name {name!r}: {error}") from error
-    model: PreTrainedModel
     model, report = loaded
     for kind, keys in (("lacks", report["missing_keys"]), ("has an unexpected", report["unexpected_keys"])):
         if keys:
@@ -144,7 +148,8 @@ def _load_pretrained(name: str, config: PretrainedConfig, attention: str) -> Pre
                 f"backbone.name {name!r} {kind} weight {min(keys)}: its weights are not those of its config.json;"
                 " released DiffuGPT and DiffuLLaMA checkpoints come in through `dlmkit import`"
             )
-    return model
+    result: PreTrainedModel = model
+    return result
 
 
 def _check_files(folder: Path) -> None:
@@ -159,24 +164,10 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"{folder} holds an adapter, not a model: merge it into its model, and name the result")
 
 
-def shards_of(index: Path) -> list[str]:
-    """Return the names of the files that an index of weights lists, sorted.
-
-    Raises:
-        ValueError: no such list, or a file outside of the index's folder.
-    """
-    try:
-        shards = sorted({str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is damaged: download it again") from error
-    for shard in shards:
-        if Path(shard).name != shard or shard == "..":
-            raise ValueError(f"{index} names {shard!r}, which is not a file beside it: download the model again")
-    return shards
-
-
-def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> None:
+def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None) -> str | None:
     """Give the embeddings `vocab_size` rows; new ones are the mean of the old plus N(0, 1/D) noise.
+
+    Returns a line where a pretrained model gets more of them than one for the mask, else ``None``.
 
     Source: the initialisation of the mask row in the code of arXiv 2410.17891 (appendix B.2).
     """
@@ -187,18 +178,29 @@ def resize_embeddings(model: PreTrainedModel, vocab_size: int, name: str | None)
             " tokenizer=huggingface and tokenizer.name to the model's own tokenizer"
         )
     if old >= vocab_size:
-        return
-    if name is not None and vocab_size > old + 1:
-        notice(
-            f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
-            f" {vocab_size - old:,} rows are added, which have to be learned"
-        )
+        return None
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = {id(module.weight): module.weight for module in _token_tables(model)}
+    deferred = deferring()
     with torch.no_grad():
         for table in tables.values():
-            noise = torch.randn_like(table[old:]) / math.sqrt(table.shape[1])
-            table[old:] = table[:old].mean(0) + noise
+            noise = torch.randn(table.shape[0] - old, table.shape[1], dtype=table.dtype) / math.sqrt(table.shape[1])
+            if deferred is not None:
+                deferred.change(table, partial(_add_rows, noise=noise))
+            else:
+                _add_rows(table, noise)
+    if name is None or vocab_size == old + 1:
+        return None
+    return (
+        f"backbone.name {name!r} has embeddings for {old:,} tokens and the tokenizer {vocab_size:,} with the mask:"
+        f" {vocab_size - old:,} rows are added, which have to be learned"
+    )
+
+
+def _add_rows(table: Tensor, noise: Tensor) -> None:
+    """Let the last rows of a table be the mean of the others plus noise."""
+    old = table.shape[0] - noise.shape[0]
+    table[old:] = table[:old].mean(0) + noise
 
 
 def _token_tables(model: PreTrainedModel) -> list[Any]:

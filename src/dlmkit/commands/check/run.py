@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str], json_file: Path | None) -> int:
         ValueError: a part that does not exist, cannot be built, or fits nothing that it was named with.
     """
     begin = time.perf_counter()
+    if json_file is not None:
+        _check_place(json_file)
     selection = select(arguments)
     jobs = plan(selection.candidates, selection.named)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -54,6 +57,12 @@ def main(arguments: Sequence[str], json_file: Path | None) -> int:
     if json_file is not None:
         json_file.write_text(as_json([*findings, *not_applicable(found)], seconds), encoding="utf-8")
     return LAW_VIOLATED if broken else 0
+
+
+def _check_place(file: Path) -> None:
+    """Check that a file can be written, before a minute is spent on what goes into it."""
+    if file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise ValueError(f"--json {file} is a folder, or cannot be written: name a file in a folder that can be")
 
 
 def run(jobs: Sequence[Job]) -> tuple[list[Finding], Counter[str]]:

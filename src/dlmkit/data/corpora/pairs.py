@@ -80,7 +80,11 @@ class PairsCorpus(TokenizedCorpus):
             self.train_pairs, self.val_pairs = pairs, _read(val_files, prompt, response)
         for side, some in (("train", self.train_pairs), ("val", self.val_pairs)):
             if not some:
-                raise ValueError(f"no pair is left to {side} out of {len(pairs)}: give more pairs, or data.val_files")
+                different = len({pair.prompt for pair in pairs})
+                raise ValueError(
+                    f"no pair is left to {side} out of {len(pairs)} with {different} different prompts, which decide"
+                    " the side: give more prompts, another val_fraction, or data.val_files"
+                )
         self._separator = separator
         self._score_padding = score_padding
         self._encoded: dict[str, MemorySequences] = {}

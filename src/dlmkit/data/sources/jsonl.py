@@ -55,9 +55,11 @@ class JsonLines(Source):
 
 def _parse(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"{place} is nested too deeply: each line must hold one plain JSON object") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 ({error.reason}): convert it, for example with iconv") from error
     except ValueError as error:
         raise ValueError(f"{place} is not JSON ({error}): each line must hold one JSON object") from error
     if not isinstance(row, dict):
