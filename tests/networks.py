@@ -5,6 +5,7 @@ Shapes: B sequences, L positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -61,6 +62,20 @@ SIZES = {
 
 WITH_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention is compiled")
 
+FLEX_FAMILIES = ("gemma3_text", "gpt2", "llama", "mistral")
+"""Families with and without windows, shift and rotary positions. Compiling for all of them takes minutes; their masks
+are made in one place. DLMKIT_ALL_TESTS=1 runs all."""
+
+KERNELS_OF = {
+    family: [
+        kernel
+        for kernel in ("eager", "sdpa", "flex_attention")
+        if kernel in known.kernels
+        and (kernel != "flex_attention" or family in FLEX_FAMILIES or "DLMKIT_ALL_TESTS" in os.environ)
+    ]
+    for family, known in FAMILIES.items()
+}
+
 HF = [
     pytest.param(
         family,
@@ -68,9 +83,8 @@ HF = [
         id=f"{family}-{attention}",
         marks=[WITH_COMPILER] if attention == "flex_attention" else [],
     )
-    for family, known in FAMILIES.items()
-    for attention in ("eager", "sdpa", "flex_attention")
-    if attention in known.kernels
+    for family, kernels in KERNELS_OF.items()
+    for attention in kernels
 ]
 DIFFERENTIABLE = [one for one in HF if "flex_attention" not in one.values]  # on a CPU flex attention has no backward
 NETWORKS = [

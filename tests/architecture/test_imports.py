@@ -99,7 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "corruption": {"processes"},
     "t_samplers": {"schedules"},
     "objectives": {"parameterizations", "processes"},
-    "backbones": set(),
+    "backbones": {"notices"},
     "samplers": {"parameterizations", "processes"},
     "step.py": {"objectives", "processes"},
     "requests.py": set(),

@@ -94,6 +94,7 @@ LEFT_OUT = {
     "data": {"kjv", "fineweb", "slimpajama_starcoder"},
     "family": {"absorbing_extra", "adapted", "adapted_no_annealing", "adapted_no_shift", "block", "hybrid_half"},
     "logger": {"csv", "wandb", "mlflow"},
+    "strategy": {"ddp", "fsdp2", "fsdp2_offload"},  # of several processes
     "tokenizer": {"own"},
 }
 

@@ -68,7 +68,7 @@ def test_a_broken_link_is_named() -> None:
         (b'{"text": "a"}\n{"text": 3}\n', "line 2: field 'text' holds a int: name a field of text, or leave the line"),
         (b'{"text": "a"}\n' + b"[" * 100_000 + b"\n", "line 2 is nested too deeply"),
         (b'{"text": "a"}\n' + b'{"a":' * 100_000 + b"\n", "line 2 is nested too deeply"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2 is not JSON"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2 is not UTF-8"),
         (b'{"text": "a"}\n{"text": "b"\n', "line 2 is not JSON"),
         (b'{"text": "a"}\n{"body": "b"}\n', "line 2 has no field 'text': set field to one of body"),
         (b'{"text": ' + b"9" * 5000 + b"}\n", "line 1 is not JSON"),

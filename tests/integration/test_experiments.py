@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,13 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted((path.parent for path in folder.glob("*/summary.json")), key=lambda run: run.stat().st_mtime_ns)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+LONG = ("schedules", "variants")
+"""Sweeps that take a minute each: DLMKIT_ALL_TESTS=1 runs them too."""
+
+SWEPT = [experiment for experiment in EXPERIMENTS if experiment not in LONG or "DLMKIT_ALL_TESTS" in os.environ]
+
+
+@pytest.mark.parametrize("experiment", SWEPT)
 def test_sweep(experiment: str) -> None:
     sweep = is_sweep(experiment)
     outcome = dlmkit("train", f"experiment={experiment}", *toy(experiment), *(["-m"] if sweep else []))
