@@ -92,7 +92,7 @@ class Turns(pl.Callback):
         x_t = module.process.corrupt(batch.tokens, t, batch.scored, generator)
         noised = Noised(batch.tokens, x_t, t, batch.scored, torch.ones_like(t))
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            loss = losses(module.objective, module.process, module.backbone, noised).loss.sum() / batch.scored.numel()
+            loss = losses(module.objective, module.process, module.backbone, noised).total / batch.scored.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         self.optimizer.step()

@@ -172,7 +172,7 @@ def take_step(job: Job, backbone: HFBackbone, optimizer: torch.optim.Optimizer |
     """Take a training step as a run of the kit does: losses, gradients, their norm clipped, optimizer."""
     device_type = noised.x_0.device.type
     with torch.autocast(device_type, dtype=job.precision.products, enabled=job.precision.autocast):
-        loss = losses(job.objective, job.process, backbone, noised).loss.sum() / noised.scored.sum()
+        loss = losses(job.objective, job.process, backbone, noised).total / noised.scored.sum()
     loss.backward()
     if optimizer is not None:
         torch.nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)

@@ -144,7 +144,7 @@ def worker(pipe: Any, name: str, shape: Shape, precision: str, device_name: str)
             synchronize(device)
             begin = clock()
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                loss = losses(way.objective, process, backbone, noised).loss.sum() / scored.sum()
+                loss = losses(way.objective, process, backbone, noised).total / scored.sum()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

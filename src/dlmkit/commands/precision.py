@@ -85,7 +85,7 @@ def _step_rate(device: torch.device, dtype: torch.dtype) -> float:
 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = losses(module.objective, module.process, module.backbone, noised).loss.sum()
+            loss = losses(module.objective, module.process, module.backbone, noised).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
