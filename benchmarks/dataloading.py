@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import re
 import statistics
 import tempfile
 import time
@@ -23,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import DataLoader
 
+from benchmarks.common import write_result
 from benchmarks.train_step import describe_machine
 from dlmkit.data.order import BatchPlan, TrainOrder
 from dlmkit.data.sequences import ArrowSequences, SequenceDataset, sequence_schema
@@ -89,11 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": describe_machine("cpu"),
         "shapes": {name: measure(*shape) for name, shape in SHAPES.items()},
     }
-    kind = re.sub(r"[^a-z0-9]+", "-", result["machine"]["kind"].lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{result['date']}-{kind}-dataloading.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(table(result))
+    write_result(result, "dataloading", table(result), options.out)
     print(table(result))
 
 

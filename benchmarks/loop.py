@@ -15,8 +15,6 @@ import argparse
 import copy
 import datetime
 import importlib.util
-import json
-import re
 import statistics
 import tempfile
 import time
@@ -26,6 +24,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from benchmarks.common import write_result
 from benchmarks.train_step import describe_machine, synchronize
 
 GPT2 = "model_type: gpt2, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
@@ -182,11 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
     result = {"date": datetime.date.today().isoformat(), "machine": machine, "shapes": shapes}
-    kind = re.sub(r"[^a-z0-9]+", "-", machine["kind"].lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{result['date']}-{kind}-loop.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(table(result))
+    write_result(result, "loop", table(result), options.out)
     print(table(result))
 
 

@@ -14,7 +14,6 @@ import argparse
 import datetime
 import gc
 import itertools
-import json
 import multiprocessing
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from benchmarks.common import build_network, gpt2_config, write_result
 from benchmarks.train_step import describe_machine
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.corruption.independent import Independent
@@ -66,9 +66,7 @@ class Shape:
 
 def gpt2(layers: int, hidden: int, heads: int, length: int, batch: int) -> Shape:
     """Return a GPT-2 shape without dropout, with GPT-2's vocabulary and a mask."""
-    sizes = {"n_layer": layers, "n_embd": hidden, "n_head": heads, "n_positions": length}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return Shape({"model_type": "gpt2", **sizes, **no_dropout}, 50_258, length, batch)
+    return Shape(gpt2_config(layers, hidden, heads, length), 50_258, length, batch)
 
 
 def llama(layers: int, hidden: int, heads: int, inner: int, vocab: int, length: int, batch: int) -> Shape:
@@ -115,20 +113,8 @@ class Case:
 
 def build_backbone(case: Case, recomputed: bool) -> HFBackbone:
     """Return the network, on torch's default device."""
-    return HFBackbone(
-        vocab_size=case.shape.vocab,
-        mask_id=case.shape.vocab - 1,
-        bos_id=None,
-        causal=case.objective == "autoregressive",
-        shift=True,
-        bos="none",
-        attention="sdpa",
-        attention_with_mask=None,
-        gradient_checkpointing=recomputed,
-        lora={"rank": 0},
-        name=None,
-        config=dict(case.shape.config),
-    )
+    causal = case.objective == "autoregressive"
+    return build_network(case.shape.config, case.shape.vocab, causal, recomputed=recomputed)
 
 
 def job_of(case: Case, noisy_share: float) -> Job:
@@ -353,15 +339,6 @@ def table(results: dict[str, Any]) -> str:
     )
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """Write both result files."""
-    kind = re.sub(r"[^a-z0-9]+", "-", results["machine"]["kind"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{results['date']}-{kind}-memory.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(table(results), encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write both files, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -379,7 +356,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = {"date": datetime.date.today().isoformat(), "machine": machine, "cases": cases}
     for objective, recomputed, name in itertools.product(objectives, (False, True), names):
         cases.append(measure(Case(name, objective, recomputed, device)))
-        write(results, options.out)  # after each, so that a run that is stopped has what it measured
+        write_result(
+            results, "memory", table(results), options.out
+        )  # after each, so that a run that is stopped has what it measured
     print(table(results))
     wrong = [one for one in cases for what in ("peak_bytes", "flops") if abs(off(one, what) or 0.0) > TOLERANCE]
     return 1 if wrong else 0

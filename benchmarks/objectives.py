@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -23,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.train_step import SHAPES, Shape, describe_machine, peak_memory, synchronize
-from dlmkit.backbones.hf import HFBackbone
+from benchmarks.common import take_turns, write_result
+from benchmarks.train_step import SHAPES, Shape, build_backbone, describe_machine, peak_memory, synchronize
 from dlmkit.corruption.independent import Independent
 from dlmkit.objectives.autoregressive import Autoregressive
 from dlmkit.objectives.base import Objective
@@ -98,27 +95,6 @@ QUICKSTART = Shape(layers=4, hidden=128, heads=4, length=128, batch=16, vocab=10
 ALL_SHAPES = {**SHAPES, "quickstart": QUICKSTART}
 
 
-def build_backbone(shape: Shape, causal: bool) -> HFBackbone:
-    """Return the network, a GPT-2 without dropout; the same weights each time."""
-    torch.manual_seed(0)
-    sizes = {"n_layer": shape.layers, "n_embd": shape.hidden, "n_head": shape.heads, "n_positions": shape.length}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return HFBackbone(
-        vocab_size=shape.vocab,
-        mask_id=shape.mask_id,
-        bos_id=None,
-        causal=causal,
-        shift=True,
-        bos="none",
-        attention="sdpa",
-        attention_with_mask=None,
-        gradient_checkpointing=False,
-        lora={"rank": 0},
-        name=None,
-        config={"model_type": "gpt2", **sizes, **no_dropout},
-    )
-
-
 def worker(pipe: Any, name: str, shape: Shape, precision: str, device_name: str) -> None:
     """Train one objective in its own process: each number received is how many steps to take and time."""
     device = torch.device(device_name)
@@ -126,7 +102,7 @@ def worker(pipe: Any, name: str, shape: Shape, precision: str, device_name: str)
         torch.set_num_threads(CPU_THREADS)
     way = WAYS[name]
     process = way.process(shape.vocab, shape.mask_id)
-    backbone = build_backbone(shape, way.causal).to(device)
+    backbone = build_backbone(shape, causal=way.causal).to(device)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-4, fused=True)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     blocks = num_blocks(shape.length, way.objective.block_size)
@@ -153,31 +129,6 @@ def worker(pipe: Any, name: str, shape: Shape, precision: str, device_name: str)
             values.append(loss.item())
             index += 1
         pipe.send((seconds, values, peak_memory(device)))
-
-
-def measure(
-    shape: Shape, names: list[str], precision: str, device: str, rounds: int, steps: int
-) -> dict[str, dict[str, Any]]:
-    """Return per objective: step seconds, losses, peak bytes. Processes take turns, `steps` at a time."""
-    context = multiprocessing.get_context("spawn")
-    runs: dict[str, dict[str, Any]] = {name: {"seconds": [], "losses": [], "peak_bytes": 0} for name in names}
-    pipes, processes = {}, []
-    for name in names:
-        pipes[name], end = context.Pipe()
-        processes.append(context.Process(target=worker, args=(end, name, shape, precision, device), daemon=True))
-        processes[-1].start()
-        end.close()  # so that a worker that stops is an EOFError here and not an endless wait
-    for round_index in range(rounds + 1):
-        for name, pipe in pipes.items():
-            pipe.send(steps if round_index else WARM_UP)
-            seconds, values, runs[name]["peak_bytes"] = pipe.recv()
-            runs[name]["seconds"] += seconds if round_index else []
-            runs[name]["losses"] += values
-    for pipe in pipes.values():
-        pipe.send(0)
-    for process in processes:
-        process.join()
-    return runs
 
 
 def summarize(shape: Shape, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -245,15 +196,12 @@ def main(arguments: list[str] | None = None) -> None:
         shape = replace(ALL_SHAPES[shape_name], batch=options.batch or ALL_SHAPES[shape_name].batch)
         shapes[shape_name] = {}
         for precision in options.precision:
-            runs = measure(shape, names, precision, device, options.rounds, options.steps)
+            own = {name: (name, shape, precision, device) for name in names}
+            runs = take_turns(worker, own, WARM_UP, options.rounds, options.steps)
             shapes[shape_name][precision] = summarize(shape, runs)
     clock = "processor time" if device == "cpu" else "wall time"
     result = {"date": datetime.date.today().isoformat(), "machine": machine, "clock": clock, "shapes": shapes}
-    kind = re.sub(r"[^a-z0-9]+", "-", machine["kind"].lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{result['date']}-{kind}-objectives.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(table(result))
+    write_result(result, "objectives", table(result), options.out)
     print(table(result))
 
 

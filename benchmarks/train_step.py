@@ -13,11 +13,8 @@ import argparse
 import copy
 import datetime
 import importlib.util
-import json
-import multiprocessing
 import os
 import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -35,6 +32,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from benchmarks.common import build_network, gpt2_config, take_turns, write_result
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.corruption.independent import Independent
 from dlmkit.objectives.masked import MaskedElbo
@@ -149,25 +147,11 @@ VARIANTS = {
 }
 
 
-def build_backbone(shape: Shape, attention: str) -> HFBackbone:
-    """Return the network; the same weights each time."""
+def build_backbone(shape: Shape, attention: str = "sdpa", causal: bool = False) -> HFBackbone:
+    """Return the network, on torch's default device; the same weights each time."""
     torch.manual_seed(0)
-    sizes = {"n_layer": shape.layers, "n_embd": shape.hidden, "n_head": shape.heads, "n_positions": shape.length}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return HFBackbone(
-        vocab_size=shape.vocab,
-        mask_id=shape.mask_id,
-        bos_id=None,
-        causal=False,
-        shift=True,
-        bos="none",
-        attention=attention,
-        attention_with_mask=None,
-        gradient_checkpointing=shape.alone,
-        lora={"rank": 0},
-        name=None,
-        config={"model_type": "gpt2", **sizes, **no_dropout},
-    )
+    config = gpt2_config(shape.layers, shape.hidden, shape.heads, shape.length)
+    return build_network(config, shape.vocab, causal, attention, recomputed=shape.alone)
 
 
 def worker(pipe: Any, variant: Variant, shape: Shape, precision: str, device_name: str) -> None:
@@ -214,35 +198,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def measure(
-    shape: Shape, precision: str, device: str, variants: list[str], rounds: int, steps: int
-) -> dict[str, dict[str, Any]]:
-    """Return per variant: step seconds, losses, peak bytes. Processes take turns, `steps` at a time."""
-    context = multiprocessing.get_context("spawn")
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    values: dict[str, list[float]] = {name: [] for name in variants}
-    peak: dict[str, int] = {}
-    pipes, processes = {}, []
-    for name in variants:
-        pipes[name], end = context.Pipe()
-        processes.append(
-            context.Process(target=worker, args=(end, VARIANTS[name], shape, precision, device), daemon=True)
-        )
-        processes[-1].start()
-        end.close()  # so that a worker that stops is an EOFError here and not an endless wait
-    for round_index in range(rounds + 1):
-        for name, pipe in pipes.items():
-            pipe.send(steps if round_index else WARM_UP)
-            round_seconds, round_values, peak[name] = pipe.recv()
-            seconds[name] += round_seconds if round_index else []
-            values[name] += round_values
-    for pipe in pipes.values():
-        pipe.send(0)
-    for process in processes:
-        process.join()
-    return {name: {"seconds": seconds[name], "losses": values[name], "peak_bytes": peak[name]} for name in variants}
 
 
 def check_losses(values: dict[str, list[float]], relative: float) -> float:
@@ -387,16 +342,13 @@ def main(arguments: list[str] | None = None) -> None:
     rates = {precision: rate_of_products(device, precision) for precision in precisions}
     machine["product_flops_per_second"] = rates
     result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine, "shapes": []}
-    kind = re.sub(r"[^a-z0-9]+", "-", machine["kind"].lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{result['date']}-{kind}-train_step.json"
     for name, precision in ((name, precision) for name in names for precision in precisions):
         shape = replace(SHAPES[name], batch=options.batch or SHAPES[name].batch)
         variants = options.variant or _variants(machine, device, shape)
-        measured = measure(shape, precision, device, variants, options.rounds, options.steps)
+        own = {variant: (VARIANTS[variant], shape, precision, device) for variant in variants}
+        measured = take_turns(worker, own, WARM_UP, options.rounds, options.steps)
         result["shapes"].append({"name": name, **summarize(shape, precision, device, rates[precision], measured)})
-        path.write_text(json.dumps(result, indent=2) + "\n")  # after each shape: a later one may not fit
-        path.with_suffix(".md").write_text(table(result))
+        write_result(result, "train_step", table(result), options.out)  # after each shape: a later one may not fit
     print(table(result))
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common import write_result
 from benchmarks.train_step import describe_machine
 from dlmkit.backbones.dit import DiT
 from dlmkit.corruption.base import Corruption
@@ -206,11 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train_steps": options.train_steps,
         "ways": ways,
     }
-    kind = re.sub(r"[^a-z0-9]+", "-", result["machine"]["kind"].lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{result['date']}-{kind}-variance.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(table(result))
+    write_result(result, "variance", table(result), options.out)
     print(table(result))
 
 
