@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlmkit.backbones.products import add_product, product_into
 from dlmkit.tensors import one_number
 from dlmkit.types import ClosedForm, WeightedValues
 
@@ -23,6 +24,16 @@ TILE_ELEMENTS = {"cpu": 2**17, "cuda": 2**27}
 
 ELSEWHERE = 2**26
 """Both on other kinds of device."""
+
+
+def product_rows(vocab_size: int, device_type: str, dtype: torch.dtype) -> int:
+    """Return how many rows of logits of `dtype` one product makes."""
+    return max(64, PRODUCT_BYTES.get(device_type, ELSEWHERE) // (dtype.itemsize * vocab_size))
+
+
+def tile_rows(vocab_size: int, device_type: str) -> int:
+    """Return how many rows of logits the closed form passes over at a time."""
+    return max(1, TILE_ELEMENTS.get(device_type, ELSEWHERE) // vocab_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +161,9 @@ def _differentiate(
     table = weight.to(layer.dtype)
     values = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
     grad_hidden = torch.empty_like(hidden)
-    grad_weight: Tensor | None = None
+    grad_weight = torch.empty(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
+    if grad_weight is not None and not len(hidden):
+        grad_weight.zero_()
     grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for here, raw in _products(hidden, table):
@@ -167,10 +180,9 @@ def _differentiate(
                     raw[rows] = logits
             scale = factor[here, None]
             grad_hidden[here] = (raw @ table) * scale
-            if needs_weight:
-                grad_weight = _added(grad_weight, raw.t(), (hidden[here] * scale).to(raw.dtype), wide)
-    if needs_weight and grad_weight is None:
-        grad_weight = torch.zeros_like(weight)
+            if grad_weight is not None:
+                write = product_into if here.start == 0 else add_product
+                write(grad_weight, raw.t(), (hidden[here] * scale).to(raw.dtype))
     return values, (
         grad_hidden,
         None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -181,8 +193,7 @@ def _differentiate(
 def _products(hidden: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows of hidden, their products with the table [n, V]); a block overwrites the one before."""
     num_rows, vocab_size = hidden.shape[0], table.shape[0]
-    limit = PRODUCT_BYTES.get(hidden.device.type, ELSEWHERE)
-    size = min(num_rows, max(64, limit // (table.dtype.itemsize * vocab_size)))
+    size = min(num_rows, product_rows(vocab_size, hidden.device.type, table.dtype))
     buffer = torch.empty(size, vocab_size, dtype=table.dtype, device=hidden.device)
     for start in range(0, num_rows, max(size, 1)):
         here = slice(start, min(start + size, num_rows))
@@ -191,13 +202,6 @@ def _products(hidden: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _tiles(raw: Tensor) -> Iterator[slice]:
     """Yield the rows of each tile of a block [n, V]."""
-    size = max(1, TILE_ELEMENTS.get(raw.device.type, ELSEWHERE) // raw.shape[1])
+    size = tile_rows(raw.shape[1], raw.device.type)
     for start in range(0, raw.shape[0], size):
         yield slice(start, min(start + size, raw.shape[0]))
-
-
-def _added(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return total + left @ right in `dtype`, in place; the first product is the total, so that none is set to zero."""
-    if total is None:
-        return (left @ right).to(dtype)
-    return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlmkit.backbones.products import product_dtype, product_into
+
 CHUNK_ELEMENTS = 2**24
 """Logits in memory at a time, in rows of V (64 MiB in float32), where any function of them is computed."""
 
@@ -34,12 +36,6 @@ def fused_log_prob(
         scale: factor on the logits.
     """
     return _FusedLogProb.apply(hidden, weight, bias, tokens, mask_id, scale)
-
-
-def product_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the type of the head's products: autocast's where it is on, else that of `hidden`."""
-    device_type = hidden.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
 class _FusedLogProb(torch.autograd.Function):
@@ -95,13 +91,6 @@ def _recomputed(
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-def _product_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Write left @ right to float32 `out` and return it; on a CPU fresh memory costs more than the product."""
-    if out.dtype == left.dtype:
-        return torch.mm(left, right, out=out)
-    return out.copy_(left @ right)
-
-
 def _tiles(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, mask_id: int | None, scale: float
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -114,7 +103,7 @@ def _tiles(
         columns = slice(start, min(start + width, vocab_size))
         logits = buffer[: num_rows * (columns.stop - start)].view(num_rows, columns.stop - start)
         tile = weight[columns].to(hidden.dtype).t()
-        _product_into(logits, hidden, tile)
+        product_into(logits, hidden, tile)
         if bias is not None:
             logits += bias[columns]
         if scale != 1.0:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dlmkit.backbones.fused_closed_form import Layer, fused_closed_form, values_alone
 from dlmkit.backbones.fused_log_prob import CHUNK_ELEMENTS, fused_log_prob
+from dlmkit.backbones.products import product_dtype
 from dlmkit.backbones.weighted_nll import weighted_nll
 from dlmkit.types import ClosedForm, WeightedNLL, WeightedValues
 
@@ -134,9 +135,8 @@ class HeadPrediction:
 
         With gradients on, they are computed in the forward pass, see :mod:`dlmkit.backbones.fused_closed_form`.
         """
-        hidden, head, device_type = self.hidden[where], self.head, self.hidden.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        layer = Layer(head.weight, head.bias, head.scale, head.softcap, self.mask_id, dtype)
+        hidden, head = self.hidden[where], self.head
+        layer = Layer(head.weight, head.bias, head.scale, head.softcap, self.mask_id, product_dtype(hidden))
         if torch.is_grad_enabled():
             return fused_closed_form(form, hidden, layer, weight, arguments)
         values = values_alone(form, hidden, layer, arguments)

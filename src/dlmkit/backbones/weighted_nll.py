@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._triton import has_triton
 
-from dlmkit.backbones.fused_log_prob import fused_log_prob, product_dtype
+from dlmkit.backbones.fused_log_prob import fused_log_prob
+from dlmkit.backbones.products import add_product, product_dtype, product_into
 from dlmkit.types import WeightedNLL
 
 ROWS_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
@@ -58,6 +59,16 @@ def weighted_nll(
     token_weight = token_weight.detach().float()
     total, values = _WeightedNLL.apply(hidden, weight, bias, tokens, token_weight, mask_id, scale)
     return WeightedNLL(total, values)
+
+
+def product_rows(num_columns: int, device_type: str) -> int:
+    """Return how many rows of logits one product makes."""
+    return max(64, ROWS_ELEMENTS.get(device_type, ROWS_ELEMENTS["cpu"]) // num_columns)
+
+
+def tile_rows(num_columns: int) -> int:
+    """Return how many rows a CPU works on in float32 at a time."""
+    return max(1, TILE_ELEMENTS // num_columns)
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -147,7 +158,7 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[rows] = (delta @ table).to(self.hidden.dtype).mul_(factor[:, None])
         if self.weight is not None:
-            write = _product_into if rows.start == 0 else _add_product
+            write = product_into if rows.start == 0 else add_product
             write(self.weight, delta.t(), (hidden * factor[:, None]).to(delta.dtype))
         if self.bias is not None:
             self.bias += factor.to(delta.dtype) @ delta
@@ -175,7 +186,7 @@ def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def _logits(hidden: Tensor, table: Tensor, bias: Tensor | None, scale: float) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows, their logits [n, num_columns]) of the type of the products; a piece overwrites the one before."""
     num_columns, num_rows = table.shape[0], hidden.shape[0]
-    most = max(64, ROWS_ELEMENTS.get(hidden.device.type, ROWS_ELEMENTS["cpu"]) // num_columns)
+    most = product_rows(num_columns, hidden.device.type)
     buffer = torch.empty(min(most, num_rows), num_columns, dtype=hidden.dtype, device=hidden.device)
     for start in range(0, num_rows, most):
         rows = slice(start, min(start + most, num_rows))
@@ -198,7 +209,7 @@ def _softmax_in_tiles(logits: Tensor, tokens: Tensor, vocab_size: int, mask_id: 
     if mask_id is not None:
         logits[:, mask_id] = float("-inf")
     values = torch.empty(num_rows, device=logits.device)
-    most = max(1, TILE_ELEMENTS // num_columns)
+    most = tile_rows(num_columns)
     scratch = torch.empty(min(most, num_rows), num_columns, device=logits.device)
     for start in range(0, num_rows, most):
         rows = slice(start, min(start + most, num_rows))
@@ -235,23 +246,3 @@ def _compiled_softmax() -> Softmax:
         return compiled(logits, tokens, vocab_size, mask_id)
 
     return softmax
-
-
-def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write left @ right to `out`."""
-    if out.dtype == left.dtype:
-        torch.mm(left, right, out=out)
-    elif out.is_cuda:
-        torch.mm(left, right, out_dtype=out.dtype, out=out)
-    else:
-        out.copy_(left @ right)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total` in place."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif total.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:
-        total += left @ right

@@ -5,6 +5,7 @@ Shapes: B sequences, L positions, V vocabulary, N selected positions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
@@ -17,7 +18,33 @@ from dlmkit.tensors import at_positions
 from dlmkit.types import ClosedForm, Prediction, WeightedNLL, WeightedValues
 
 
-class TablePrediction:
+class _WithoutFusing(ABC):
+    """Weighted values by plain autograd over `logits` and `map_logits`."""
+
+    @abstractmethod
+    def logits(self, where: Tensor) -> Tensor:
+        """Return logits [N, V] at `where`."""
+
+    @abstractmethod
+    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
+        """Return function(logits [N, V], *arguments [N])."""
+
+    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Return log p(tokens) [N] at `where`."""
+        return self.logits(where).log_softmax(-1).gather(-1, tokens[where][:, None])[:, 0]
+
+    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
+        """Return -log p(tokens) [N] and its sum with `weight` [N]."""
+        values = -self.token_log_prob(tokens, where)
+        return WeightedNLL((values * weight).sum(), values)
+
+    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
+        """Return form(logits [N, V], *arguments [N]), alone and times the weight."""
+        values = self.map_logits(form, where, *arguments)
+        return WeightedValues(values * weight.to(values.dtype), values.detach())
+
+
+class TablePrediction(_WithoutFusing):
     """A prediction with given logits [B, L, V]: no network, no rounding to float32.
 
     Args:
@@ -31,30 +58,16 @@ class TablePrediction:
         """Return the table's rows [N, V] at `where`."""
         return self.table[where]
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Return log p(tokens) [N] at `where`."""
-        return self.table[where].log_softmax(-1).gather(-1, tokens[where][:, None])[:, 0]
-
-    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
-        """Return -log p(tokens) [N] and its sum with `weight` [N]."""
-        values = -self.token_log_prob(tokens, where)
-        return WeightedNLL((values * weight).sum(), values)
-
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(logits [N, V], *arguments [N])."""
         return function(self.table[where], *arguments)
-
-    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
-        """Return form(logits [N, V], *arguments [N]), alone and times the weight."""
-        values = self.map_logits(form, where, *arguments)
-        return WeightedValues(values * weight.to(values.dtype), values.detach())
 
     def in_float32(self) -> TablePrediction:
         """Return itself: the table is what it is."""
         return self
 
 
-class Reparameterized:
+class Reparameterized(_WithoutFusing):
     """A prediction of x_0 as the raw output in another parameterization; chunked and differentiable as the given one.
 
     Args:
@@ -74,15 +87,6 @@ class Reparameterized:
         """Return raw output [N, V] at `where`."""
         return self._raw(self.below.logits(where), *self._positions(where))
 
-    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Return the log-softmax of the raw output at `tokens`, [N]."""
-        return self.logits(where).log_softmax(-1).gather(-1, tokens[where][:, None])[:, 0]
-
-    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
-        """Return -log p(tokens) [N] and its sum with `weight` [N]."""
-        values = -self.token_log_prob(tokens, where)
-        return WeightedNLL((values * weight).sum(), values)
-
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(raw output [N, V], *arguments [N])."""
 
@@ -90,11 +94,6 @@ class Reparameterized:
             return function(self._raw(logits, z, t), *arguments)
 
         return self.below.map_logits(through, where, *self._positions(where), *arguments)
-
-    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
-        """Return form(raw output [N, V], *arguments [N]), alone and times the weight."""
-        values = self.map_logits(form, where, *arguments)
-        return WeightedValues(values * weight.to(values.dtype), values.detach())
 
     def in_float32(self) -> Reparameterized:
         """Return the same of the given prediction in float32."""

@@ -81,12 +81,11 @@ def head_buffer_bytes(num: int, vocab_size: int, width: int, way: Way, device_ty
 def _rows(way: Way, vocab_size: int, device_type: str, low: bool) -> tuple[int, int]:
     """Return how many rows of logits one product makes, and how many are worked on in float32 at a time."""
     if way == "closed":
-        product = fused_closed_form.PRODUCT_BYTES.get(device_type, fused_closed_form.ELSEWHERE) // (2 if low else 4)
-        tile = fused_closed_form.TILE_ELEMENTS.get(device_type, fused_closed_form.ELSEWHERE)
-    else:
-        product = weighted_nll.ROWS_ELEMENTS.get(device_type, weighted_nll.ROWS_ELEMENTS["cpu"])
-        tile = weighted_nll.TILE_ELEMENTS if device_type == "cpu" else 0
-    return max(64, product // vocab_size), max(1, tile // vocab_size)
+        dtype = torch.bfloat16 if low else torch.float32
+        product = fused_closed_form.product_rows(vocab_size, device_type, dtype)
+        return product, fused_closed_form.tile_rows(vocab_size, device_type)
+    tile = weighted_nll.tile_rows(vocab_size) if device_type == "cpu" else 1
+    return weighted_nll.product_rows(vocab_size, device_type), tile
 
 
 class HeadStandIn(torch.autograd.Function):

@@ -13,7 +13,7 @@ from typing import Any, Self
 REQUEUE_SIGNAL = signal.SIGUSR1
 """What `sbatch --signal=USR1@SECONDS` sends before a job's time is over."""
 INTERACTIVE = ("bash", "interactive")
-"""Names of Slurm jobs that somebody works in, which nobody wants to be started again."""
+"""Names that Slurm gives to interactive jobs, which are not requeued."""
 
 
 class Stopped(KeyboardInterrupt):
