@@ -141,6 +141,12 @@ def _sampler_and_process(sampler: Sampler[Any], process: ForwardProcess) -> Iter
         remedy = "ancestral" if process.has_noise else "autoregressive"
         yield f"{sampler.label} with {process.label}: set sampler={remedy}, or process={_other(process)}"
 
+    if sampler.needs_masks and not process.mask_only:
+        yield (
+            f"{sampler.label} with {process.label}: it decides masks, and this noise leaves tokens that may be wrong;"
+            " set sampler=ancestral, or process=absorbing"
+        )
+
 
 def _other(process: ForwardProcess) -> str:
     return "none" if process.has_noise else "absorbing"

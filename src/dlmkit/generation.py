@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.randomness import RowNoise, row_noise
 from dlmkit.requests import Request, batches
-from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.base import Reading, Sampler, Step
+from dlmkit.samplers.drawing import categorical
 from dlmkit.types import Canvas, Denoiser
 
 BATCH_SIZE = 64
@@ -21,20 +23,54 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Completions:
-    """Completed requests.
+class Event:
+    """One step of the rows that were not finished before it.
 
     Attributes:
-        tokens: ids of each request, given ones included, in the order of the requests.
-        num_steps: sampling steps taken, over all batches.
+        index: 0 for the first step.
+        num_steps: how many steps there are at most.
+        rows: places of the R rows in the canvas, int64 [R].
+        before: tokens before the step, int64 [R, L].
+        after: tokens after it, int64 [R, L].
+        reading: what was read of the network, positions bool [R, L]; ``None`` where it was not called.
+        t: time before the step, float64 [R].
     """
 
-    tokens: list[list[int]]
+    index: int
     num_steps: int
+    rows: Tensor
+    before: Tensor
+    after: Tensor
+    reading: Reading | None
+    t: Tensor
+
+    @property
+    def passes(self) -> Tensor:
+        """Passes of the network that each row took part in, int64 [R]: 0 or 1."""
+        if self.reading is None:
+            return torch.zeros_like(self.rows)
+        return self.reading.where.any(-1).long()
 
 
-OnStep = Callable[[int, Tensor], None]
-"""Called after each step with (step index, tokens [B, L])."""
+OnStep = Callable[[Event], None]
+"""Called after each step."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A canvas with its free positions filled.
+
+    Attributes:
+        tokens: int64 [B, L].
+        fixed: bool [B, L], as given.
+        passes: passes of the network for each row (NFE), int64 [B]; those that only fill a cache are not counted.
+        num_steps: steps taken.
+    """
+
+    tokens: Tensor
+    fixed: Tensor
+    passes: Tensor
+    num_steps: int
 
 
 @torch.no_grad()
@@ -44,10 +80,14 @@ def generate(
     sampler: Sampler[Any],
     canvas: Canvas,
     num_steps: int,
-    generator: torch.Generator,
+    noise: RowNoise | int = 0,
     on_step: OnStep | None = None,
-) -> Canvas:
+    stop_id: int | None = None,
+) -> Generated:
     """Return the canvas with its free positions filled: the only sampling loop there is.
+
+    Rows that are finished leave the batch: those that the sampler will not change any more, and those that have
+    `stop_id` with nothing undecided before it.
 
     Args:
         denoiser: the network (a backbone in eval mode).
@@ -55,32 +95,77 @@ def generate(
         sampler: the reverse step.
         canvas: fixed tokens stay; free positions start from a prior sample.
         num_steps: how many steps to take, at least 1; the sampler may take another number, see `Sampler.num_steps`.
-        generator: on the canvas's device; the only source of randomness.
+        noise: the only source of randomness, on the canvas's device, or a seed for it.
         on_step: called after every step.
+        stop_id: id after which a row's text ends, such as that of the end of a document. Free tokens behind the first
+            one are left as they are, masks among them.
 
     Raises:
         ValueError: `num_steps` is below 1, or given tokens that the sampler cannot work around.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps {num_steps} is below 1: ask for at least one step")
+    rows = torch.arange(len(canvas.tokens), device=canvas.tokens.device)
+    if isinstance(noise, int):
+        noise = row_noise(rows, noise)
     state = sampler.init(canvas)
     num_steps = sampler.num_steps(canvas, num_steps)
-    batch, length = canvas.tokens.shape
-    tokens = torch.where(canvas.fixed, canvas.tokens, prior_sample(process, (batch, length), generator))
+    tokens = torch.where(canvas.fixed, canvas.tokens, prior_sample(process, canvas.tokens.shape[1], noise))
     times = sampler.times(num_steps).to(tokens.device)
+    passes, index = torch.zeros_like(rows), 0
     for index in range(num_steps):
-        step = Step(index, num_steps, times[index].repeat(batch), times[index + 1].repeat(batch))
-        tokens, state = sampler.step(denoiser, process, tokens, canvas.fixed, step, state, generator)
+        undecided = sampler.undecided(process, tokens[rows], canvas.fixed[rows], state)
+        going = ~_finished(undecided, tokens[rows], canvas.fixed[rows], stop_id)
+        if not going.all():
+            left = going.nonzero()[:, 0]
+            rows, state, noise = rows[left], sampler.select(state, left), noise.select(left)
+            if not len(rows):
+                break
+        before, fixed = tokens[rows], canvas.fixed[rows]
+        t, s = times[index : index + 2, None].expand(2, len(rows))
+        step = Step(index, num_steps, t, s, fixed, fixed, noise.at(step=index))
+        done = sampler.step(denoiser, process, before, step, state)
+        event = Event(index, num_steps, rows, before, done.tokens, done.reading, t)
+        state, tokens[rows] = done.state, done.tokens
+        passes[rows] += event.passes
         if on_step is not None:
-            on_step(index, tokens)
-    return Canvas(tokens, canvas.fixed)
+            on_step(event)
+    else:
+        index += 1
+    return Generated(tokens, canvas.fixed, passes, index)
 
 
-def prior_sample(process: ForwardProcess, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Return int64 tokens of `shape` (B, L) for the free positions: noise, or zeros where the process has none."""
-    if process.has_noise:
-        return process.prior(shape, generator)
-    return torch.zeros(shape, dtype=torch.int64, device=generator.device)
+def _finished(undecided: Tensor, tokens: Tensor, fixed: Tensor, stop_id: int | None) -> Tensor:
+    """Return bool [B]: rows with nothing undecided, or nothing before the first free `stop_id`."""
+    if stop_id is None:
+        return ~undecided.any(-1)
+    stopped = ((tokens == stop_id) & ~fixed & ~undecided).cumsum(-1) > 0
+    return ~(undecided & ~stopped).any(-1)
+
+
+def prior_sample(process: ForwardProcess, length: int, noise: RowNoise) -> Tensor:
+    """Return int64 [B, L] for the free positions: noise at t = 1, or zeros where the process has none."""
+    device = noise.seeds.device
+    if not process.has_noise:
+        return torch.zeros(len(noise.seeds), length, dtype=torch.int64, device=device)
+    mass = process.coefficients(torch.ones(1, dtype=torch.float64, device=device)).mass[0]
+    uniform = noise.uniform("prior", length)
+    return categorical(mass, uniform.flatten()).reshape(uniform.shape)
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Completed requests, in their order.
+
+    Attributes:
+        tokens: ids of each request, given ones included.
+        passes: passes of the network for each request.
+        num_steps: sampling steps taken, over all batches.
+    """
+
+    tokens: list[list[int]]
+    passes: list[int]
+    num_steps: int
 
 
 def complete(
@@ -89,38 +174,61 @@ def complete(
     sampler: Sampler[Any],
     requests: Sequence[Request],
     num_steps: int,
-    generator: torch.Generator,
+    seed: int | str,
     batch_size: int = BATCH_SIZE,
     on_step: OnStep | None = None,
+    stop_id: int | None = None,
+    first: int = 0,
+    denoiser: Denoiser | None = None,
 ) -> Completions:
     """Return the requests with their free positions filled.
 
-    The backbone runs in eval mode and with full attention, and is left in the mode that it was in.
+    The backbone runs in eval mode and with full attention, and is left in the mode that it was in. A request's tokens
+    depend on its place and the seed, not on the other requests or on `batch_size`.
 
     Args:
-        backbone: the network, on the generator's device.
+        backbone: the network.
         process: the noise that it was trained on.
         sampler: the reverse step.
         requests: of any lengths.
         num_steps: steps of each batch, see `generate`.
-        generator: the only source of randomness; batches draw from it in turn.
+        seed: of the noise.
         batch_size: texts at a time.
         on_step: called after every step of every batch.
+        stop_id: see `generate`; what is behind it is cut off.
+        first: place of the first request, where these are a part of many.
+        denoiser: what is called in the backbone's place, such as the backbone with guidance.
     """
-    texts: dict[int, list[int]] = {}
+    device = next(backbone.parameters()).device
+    tokens: dict[int, list[int]] = {}
+    passes: dict[int, int] = {}
     steps = 0
     with evaluating(backbone):
-        for batch in batches(requests, batch_size, generator.device):
-            filled = generate(backbone, process, sampler, batch.canvas, num_steps, generator, on_step)
-            texts.update(zip(batch.indices, filled.tokens.tolist(), strict=True))
-            steps += sampler.num_steps(batch.canvas, num_steps)
-    return Completions([texts[index] for index in range(len(requests))], steps)
+        for batch in batches(requests, batch_size, device):
+            places = torch.tensor(batch.indices, device=device) + first
+            noise = row_noise(places, seed)
+            done = generate(denoiser or backbone, process, sampler, batch.canvas, num_steps, noise, on_step, stop_id)
+            tokens.update(zip(batch.indices, until_stop(done, stop_id), strict=True))
+            passes.update(zip(batch.indices, done.passes.tolist(), strict=True))
+            steps += done.num_steps
+    order = range(len(requests))
+    return Completions([tokens[index] for index in order], [passes[index] for index in order], steps)
+
+
+def until_stop(done: Generated, stop_id: int | None) -> list[list[int]]:
+    """Return each row's ids up to its first free `stop_id`, which is included."""
+    texts = done.tokens.tolist()
+    if stop_id is None:
+        return texts
+    ends = ((done.tokens == stop_id) & ~done.fixed).long().argmax(-1).tolist()
+    stops = ((done.tokens == stop_id) & ~done.fixed).any(-1).tolist()
+    return [row[: end + 1] if stop else row for row, end, stop in zip(texts, ends, stops, strict=True)]
 
 
 def planned_steps(
     sampler: Sampler[Any], requests: Sequence[Request], num_steps: int, batch_size: int = BATCH_SIZE
 ) -> int:
-    """Return how many steps `complete` takes over all batches, for a progress bar."""
+    """Return how many steps `complete` takes at most over all batches, for a progress bar."""
     return sum(sampler.num_steps(batch.canvas, num_steps) for batch in batches(requests, batch_size, "cpu"))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dlmkit.types import Cache, Context, Denoiser, NetworkInput, Prediction
+from dlmkit.types import Cache, Context, NetworkInput
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class TokenPrefix:
     def length(self) -> int:
         """P."""
         return self.tokens.shape[1]
+
+    def select(self, rows: Tensor) -> TokenPrefix:
+        """Return the prefixes of some rows, int64 [R]."""
+        return TokenPrefix(self.tokens[rows], self.block_size)
 
 
 class RereadsPrefix:
@@ -53,29 +57,3 @@ def expand_prefix(inputs: NetworkInput) -> NetworkInput:
     tokens = torch.cat([cache.tokens, inputs.x_t], dim=1)
     context = None if cache.block_size is None else Context(tokens, cache.block_size, last=True)
     return replace(inputs, x_t=tokens, context=context, cache=None)
-
-
-@dataclass(frozen=True)
-class AfterPrefix:
-    """A denoiser all of whose inputs follow the same clean prefix, or a longer one that its `prefill` returned.
-
-    Attributes:
-        denoiser: the network.
-        cache: the prefix, from the network's `prefill`.
-    """
-
-    denoiser: Denoiser
-    cache: Cache
-
-    @property
-    def supports_cache(self) -> bool:
-        """Whether the network keeps activations."""
-        return self.denoiser.supports_cache
-
-    def __call__(self, inputs: NetworkInput) -> Prediction:
-        """Return the prediction at the positions of `inputs.x_t`."""
-        return self.denoiser(replace(inputs, cache=inputs.cache or self.cache))
-
-    def prefill(self, tokens: Tensor, block_size: int | None = None, cache: Cache | None = None) -> Cache:
-        """Return the cache of `cache`, else of this prefix, followed by `tokens`."""
-        return self.denoiser.prefill(tokens, block_size, self.cache if cache is None else cache)

@@ -145,6 +145,9 @@ class Cache(Protocol):
     def length(self) -> int:
         """P, tokens of the prefix."""
 
+    def select(self, rows: Tensor) -> Cache:
+        """Return the cache of some rows, int64 [R]."""
+
 
 @dataclass(frozen=True)
 class NetworkInput:
@@ -158,6 +161,7 @@ class NetworkInput:
         context: clean tokens for block diffusion in training.
         attention: share of the future that is attended to; a causal network ignores it.
         cache: a clean prefix that comes before x_t, from `Denoiser.prefill`.
+        given: bool [B, L], tokens of x_t that a sampler was given; only guidance reads it.
     """
 
     x_t: Tensor
@@ -166,6 +170,19 @@ class NetworkInput:
     context: Context | None = None
     attention: Attention = FULL_ATTENTION
     cache: Cache | None = None
+    given: Tensor | None = None
+
+    def select(self, rows: Tensor) -> NetworkInput:
+        """Return the input of some rows, int64 [R]; not for an input with a context."""
+        assert self.context is None
+        return NetworkInput(
+            x_t=self.x_t[rows],
+            t=self.t[rows],
+            segments=None if self.segments is None else self.segments[rows],
+            attention=self.attention,
+            cache=None if self.cache is None else self.cache.select(rows),
+            given=None if self.given is None else self.given[rows],
+        )
 
 
 class WeightedNLL(NamedTuple):

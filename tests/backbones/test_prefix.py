@@ -6,7 +6,6 @@ Shapes: B sequences, L positions of which P are the prefix, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
-from dlmkit.prefix import AfterPrefix
 from dlmkit.types import Attention, Cache, Context, NetworkInput
 from networks import BOS, MASK, L, V, everywhere, hf_network, randomised, some_tokens
 
@@ -178,19 +176,6 @@ def test_blocks_one_by_one_are_those_of_the_training_pass(kind, alignment, block
 
 
 # Around the network
-
-
-def test_a_denoiser_behind_a_prefix():
-    """`AfterPrefix` adds the prefix to every call, and lengthens it."""
-    backbone, x_t, t = a_network("dit", "shifted_bos"), some_tokens(2, L), times(2)
-    given = AfterPrefix(backbone, prefilled(backbone, x_t[:, :4], (4,)))
-    whole = logits(backbone, NetworkInput(x_t, t))
-    with torch.no_grad():
-        behind = given(NetworkInput(x_t[:, 4:], t)).logits(everywhere(x_t[:, 4:])).unflatten(0, (2, L - 4))
-    assert_close(behind[..., torch.arange(V) != MASK], whole[:, 4:])
-    longer = replace(given, cache=given.prefill(x_t[:, 4:6]))
-    assert longer.cache.length == 6
-    assert longer.supports_cache == backbone.supports_cache
 
 
 def test_prefix_and_sequence_together_may_be_too_long():

@@ -18,7 +18,7 @@ from dlmkit.laws.source import all_sequences
 from dlmkit.laws.statistics import chi_square_p
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.randomness import generator_for
+from dlmkit.randomness import row_noise
 from dlmkit.samplers.base import Sampler, Step
 from laws import parts
 from laws.asserting import asserting
@@ -74,7 +74,7 @@ def test_ancestral_draws_from_its_chain(process, num_steps):
         sampler,
         empty(noise, num),
         num_steps,
-        generator_for("cpu", num_steps),
+        num_steps,
     )
     assert chi_square_p(counts_of(canvas.tokens, VOCAB_SIZE), expected * num) > FALSE_ALARM
 
@@ -89,16 +89,10 @@ def test_one_ancestral_step_follows_the_posterior(process, schedule):
     expected = step_rows(Exact(data, noise, X0LeaveOneOut()), noise, states, s, t)
     x_t = states.repeat_interleave(repeats, 0)
     times = (torch.full((len(x_t),), time, dtype=torch.float64) for time in (t, s))
-    tokens, _ = parts.sampler("ancestral").step(
-        Exact(data, noise, X0LeaveOneOut()),
-        noise,
-        x_t,
-        torch.zeros_like(x_t, dtype=torch.bool),
-        Step(0, 1, *times),
-        None,
-        generator_for("cpu", "step"),
-    )
-    for state, row in zip(tokens.split(repeats), expected, strict=True):
+    nothing = torch.zeros_like(x_t, dtype=torch.bool)
+    step = Step(0, 1, *times, nothing, nothing, row_noise(torch.arange(len(x_t)), 0))
+    done = parts.sampler("ancestral").step(Exact(data, noise, X0LeaveOneOut()), noise, x_t, step, None)
+    for state, row in zip(done.tokens.split(repeats), expected, strict=True):
         assert chi_square_p(counts_of(state, VOCAB_SIZE), row * repeats) > FALSE_ALARM
 
 

@@ -10,7 +10,7 @@ from dlmkit.generation import generate
 from dlmkit.laws.predictions import TablePrediction
 from dlmkit.laws.samplers import Exact, empty
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
-from dlmkit.randomness import generator_for
+from dlmkit.randomness import row_noise
 from dlmkit.samplers import ancestral, drawing
 from dlmkit.samplers.base import Step
 from dlmkit.samplers.drawing import categorical
@@ -26,7 +26,7 @@ def test_temperature_zero_fills_in_the_most_likely_tokens():
     tokens = torch.tensor([[2, MASK_ID, 3]])
     canvas = Canvas(tokens, tokens != MASK_ID)
     sampler = parts.sampler("ancestral", temperature=0.0)
-    done = generate(Exact(data, noise, X0LeaveOneOut()), noise, sampler, canvas, 4, generator_for("cpu", 0))
+    done = generate(Exact(data, noise, X0LeaveOneOut()), noise, sampler, canvas, 4, 0)
     assert int(done.tokens[0, 1]) == int(data.joint[2, :, 3].argmax())
 
 
@@ -34,9 +34,9 @@ def test_which_token_is_drawn_apart_from_whether_it_changes(monkeypatch: pytest.
     """A token's share is never multiplied by the step size before the draw: with dt = 1e-6 the tail would be lost."""
     handed = []
 
-    def spy(probs: Tensor, generator: torch.Generator) -> Tensor:
+    def spy(probs: Tensor, uniform: Tensor) -> Tensor:
         handed.append(probs)
-        return categorical(probs, generator)
+        return categorical(probs, uniform)
 
     monkeypatch.setattr(ancestral, "categorical", spy)
     assert drawing.categorical is categorical
@@ -44,14 +44,13 @@ def test_which_token_is_drawn_apart_from_whether_it_changes(monkeypatch: pytest.
     table = torch.tensor([0.9, 0.0, 0.1 - 1e-7, 1e-7], dtype=torch.float64).log().expand(1_000_000, 1, VOCAB_SIZE)
     x_t = torch.full((1_000_000, 1), MASK_ID)
     t = torch.full((1_000_000,), 0.5, dtype=torch.float64)
+    nothing = torch.zeros_like(x_t, dtype=torch.bool)
     parts.sampler("ancestral").step(
-        lambda inputs: TablePrediction(table),
+        lambda inputs: TablePrediction(table[: len(inputs.x_t)]),
         noise,
         x_t,
-        torch.zeros_like(x_t, dtype=torch.bool),
-        Step(0, 1, t, t - 1e-5),
+        Step(0, 1, t, t - 1e-5, nothing, nothing, row_noise(torch.arange(len(x_t)), 0)),
         None,
-        generator_for("cpu", 0),
     )
     (probs,) = handed
     assert 0 < len(probs) < 100  # 20 expected
@@ -68,5 +67,5 @@ def test_no_step_is_refused():
             parts.sampler("ancestral"),
             empty(noise, 1),
             0,
-            generator_for("cpu", 0),
+            0,
         )

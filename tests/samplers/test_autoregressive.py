@@ -12,7 +12,6 @@ from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.samplers import counts_of, empty
 from dlmkit.laws.source import all_sequences
 from dlmkit.laws.statistics import chi_square_p
-from dlmkit.randomness import generator_for
 from dlmkit.types import Cache, Canvas, NetworkInput, Prediction
 from laws import parts
 from laws.parts import MASK_ID, VOCAB_SIZE
@@ -56,9 +55,7 @@ def test_autoregressive_samples_have_the_models_distribution():
     backbone, num = tiny_causal(), 20_000
     expected = own_chain(backbone)
     assert float(expected.sum()) == pytest.approx(1.0)
-    canvas = generate(
-        backbone, NO_NOISE, parts.sampler("autoregressive"), empty(NO_NOISE, num), 1, generator_for("cpu", 0)
-    )
+    canvas = generate(backbone, NO_NOISE, parts.sampler("autoregressive"), empty(NO_NOISE, num), 1, 0)
     assert chi_square_p(counts_of(canvas.tokens, VOCAB_SIZE), expected * num) > FALSE_ALARM
 
 
@@ -66,7 +63,7 @@ def test_autoregressive_prompt_is_kept_and_conditioned_on():
     backbone, num = tiny_causal(), 20_000
     prompt = torch.tensor([3, MASK_ID, MASK_ID]).repeat(num, 1)
     canvas = Canvas(prompt, (torch.arange(LENGTH) < 1).expand(num, -1))
-    done = generate(backbone, NO_NOISE, parts.sampler("autoregressive"), canvas, 99, generator_for("cpu", 0))
+    done = generate(backbone, NO_NOISE, parts.sampler("autoregressive"), canvas, 99, 0)
     expected = own_chain(backbone) * (all_sequences(LENGTH, VOCAB_SIZE)[:, 0] == 3)
     assert (done.tokens[:, 0] == 3).all()
     assert chi_square_p(counts_of(done.tokens, VOCAB_SIZE), expected / expected.sum() * num) > FALSE_ALARM
@@ -75,7 +72,7 @@ def test_autoregressive_prompt_is_kept_and_conditioned_on():
 def test_autoregressive_temperature_zero_is_greedy():
     backbone = tiny_causal()
     sampler = parts.sampler("autoregressive", temperature=0.0)
-    done = generate(backbone, NO_NOISE, sampler, empty(NO_NOISE, 2), 1, generator_for("cpu", 0)).tokens
+    done = generate(backbone, NO_NOISE, sampler, empty(NO_NOISE, 2), 1, 0).tokens
     with torch.no_grad():
         logits = backbone.model(torch.cat([torch.zeros(2, 1, dtype=torch.int64), done[:, :-1]], 1)).logits
     logits[..., MASK_ID] = float("-inf")
@@ -87,7 +84,7 @@ def test_autoregressive_refuses_infilling(fixed):
     fixed = torch.tensor(fixed)
     canvas = Canvas(torch.zeros_like(fixed, dtype=torch.int64), fixed)
     with pytest.raises(ValueError, match="generates left to right and cannot fill in the middle"):
-        generate(tiny_causal(), NO_NOISE, parts.sampler("autoregressive"), canvas, 3, generator_for("cpu", 0))
+        generate(tiny_causal(), NO_NOISE, parts.sampler("autoregressive"), canvas, 3, 0)
 
 
 # Prompts of unequal length
@@ -105,10 +102,10 @@ def ragged() -> Canvas:
 def test_prompts_of_unequal_length_equal_row_by_row():
     """Greedily, so that no row depends on the draws of the others."""
     backbone, sampler, canvas = tiny_causal(), parts.sampler("autoregressive", temperature=0.0), ragged()
-    together = generate(backbone, NO_NOISE, sampler, canvas, 1, generator_for("cpu", 0)).tokens
+    together = generate(backbone, NO_NOISE, sampler, canvas, 1, 0).tokens
     for row in range(len(together)):
         alone = Canvas(canvas.tokens[row, None], canvas.fixed[row, None])
-        done = generate(backbone, NO_NOISE, sampler, alone, 1, generator_for("cpu", 0)).tokens
+        done = generate(backbone, NO_NOISE, sampler, alone, 1, 0).tokens
         assert torch.equal(done[0], together[row]), row
     assert torch.equal(together[canvas.fixed], canvas.tokens[canvas.fixed])
 
@@ -118,7 +115,7 @@ def test_prompts_of_unequal_length_are_conditioned_on():
     backbone, num = tiny_causal(), 20_000
     tokens = torch.tensor([[3, MASK_ID, MASK_ID], [2, 0, MASK_ID]]).repeat(num, 1)
     canvas = Canvas(tokens, tokens != MASK_ID)
-    done = generate(backbone, NO_NOISE, parts.sampler("autoregressive"), canvas, 1, generator_for("cpu", 0)).tokens
+    done = generate(backbone, NO_NOISE, parts.sampler("autoregressive"), canvas, 1, 0).tokens
     x, chain = all_sequences(LENGTH, VOCAB_SIZE), own_chain(backbone)
     for rows, prompt in ((done[::2], [3]), (done[1::2], [2, 0])):
         expected = chain * (x[:, : len(prompt)] == torch.tensor(prompt)).all(-1)
@@ -130,11 +127,9 @@ def test_there_is_a_step_for_each_position_after_the_shortest_prompt():
     prompted = Canvas(canvas.tokens[[2, 3, 5]], canvas.fixed[[2, 3, 5]])  # of 5, 3 and 4 tokens
     given = Canvas(canvas.tokens, torch.ones_like(canvas.fixed))
     assert [sampler.num_steps(one, 99) for one in (canvas, prompted, given)] == [6, 3, 1]
-    generate(
-        tiny_causal(), NO_NOISE, sampler, prompted, 99, generator_for("cpu", 0), lambda *step: seen.append(step[0])
-    )
+    generate(tiny_causal(), NO_NOISE, sampler, prompted, 99, 0, lambda event: seen.append(event.index))
     assert seen == [0, 1, 2]
-    done = generate(tiny_causal(), NO_NOISE, sampler, given, 99, generator_for("cpu", 0))
+    done = generate(tiny_causal(), NO_NOISE, sampler, given, 99, 0)
     assert torch.equal(done.tokens, given.tokens)
 
 
@@ -157,6 +152,6 @@ def test_the_prefix_is_handed_over_once():
 
     canvas, network = ragged(), Recording()
     prompted = Canvas(canvas.tokens[[2, 3, 5]], canvas.fixed[[2, 3, 5]])
-    generate(network, NO_NOISE, parts.sampler("autoregressive"), prompted, 1, generator_for("cpu", 0))
+    generate(network, NO_NOISE, parts.sampler("autoregressive"), prompted, 1, 0)
     assert network.prefilled == [3, 1, 1]
     assert network.read == [1, 1, 1]

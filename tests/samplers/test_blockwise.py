@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
-from dlmkit.generation import generate, prior_sample
+from dlmkit.generation import Event, generate, prior_sample
 from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.samplers import (
     STEP_BIAS,
@@ -27,9 +27,10 @@ from dlmkit.objectives.block import BlockElbo
 from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.randomness import generator_for
+from dlmkit.randomness import RowNoise, row_noise
 from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.block_by_block import MOST_STEPS
 from dlmkit.samplers.blockwise import Blockwise
 from dlmkit.step import losses
 from dlmkit.types import (
@@ -68,7 +69,7 @@ def network(vocab_size: int = VOCAB_SIZE, **settings: Any) -> Backbone:
 def test_blocks_of_one_token_are_drawn_exactly_in_one_step_each(process):
     data, noise, num = source(), parts.process(process), 20_000
     denoiser = Exact(data, noise, X0LeaveOneOut())
-    canvas = generate(denoiser, noise, blockwise(1), empty(noise, num), 3, generator_for("cpu", "blocks"))
+    canvas = generate(denoiser, noise, blockwise(1), empty(noise, num), 3, 11)
     assert chi_square_p(counts_of(canvas.tokens, VOCAB_SIZE), data.joint.flatten() * num) > FALSE_ALARM
 
 
@@ -77,7 +78,7 @@ def test_samples_have_the_datas_distribution(process):
     """Blocks of 2 of 3 tokens, the last one shorter."""
     data, noise, num = source(), parts.process(process), 10_000
     denoiser = Exact(data, noise, X0LeaveOneOut())
-    canvas = generate(denoiser, noise, blockwise(2), empty(noise, num), 256, generator_for("cpu", "blocks"))
+    canvas = generate(denoiser, noise, blockwise(2), empty(noise, num), 256, 11)
     distance = total_variation(counts_of(canvas.tokens, VOCAB_SIZE) / num, data.joint.flatten())
     assert distance < STEP_BIAS + allowed_distance(len(data.probs), num)
 
@@ -88,12 +89,12 @@ def test_blocks_are_filled_from_left_to_right_and_given_tokens_stay():
     canvas = Canvas(torch.full((num, 4), 2), fixed)
     seen = []
 
-    def on_step(index: int, tokens: Tensor) -> None:
-        seen.append((tokens == MASK_ID).any(0).tolist())
-        assert (tokens[:, 1] == 2).all()
+    def on_step(event: Event) -> None:
+        seen.append((event.after == MASK_ID).any(0).tolist())
+        assert (event.after[:, 1] == 2).all()
 
     denoiser = Exact(data, noise, X0LeaveOneOut())
-    generate(denoiser, noise, blockwise(2), canvas, 7, generator_for("cpu", 0), on_step)
+    generate(denoiser, noise, blockwise(2), canvas, 7, 0, on_step)
     assert len(seen) == 6  # 7 shared by two blocks
     assert seen[2] == [False, False, True, True]
     assert seen[5] == [False] * 4
@@ -111,7 +112,7 @@ def test_samples_of_a_network_follow_its_own_likelihood():
         nll = losses(BlockElbo(1, MaskedElbo()), noise, backbone, noised).nll
     expected = torch.zeros(VOCAB_SIZE**length, dtype=torch.float64)
     expected[texts[:, 0] * VOCAB_SIZE + texts[:, 1]] = (-nll.sum(-1)).double().exp()
-    canvas = generate(backbone, noise, blockwise(1), empty(noise, num, length), 2, generator_for("cpu", 3))
+    canvas = generate(backbone, noise, blockwise(1), empty(noise, num, length), 2, 3)
     assert chi_square_p(counts_of(canvas.tokens, VOCAB_SIZE), expected * num) > FALSE_ALARM
 
 
@@ -151,11 +152,11 @@ def plain_blockwise(
     block_size: int,
     canvas: Canvas,
     steps_per_block: int,
-    generator: torch.Generator,
+    noise: RowNoise,
 ) -> Tensor:
     """The algorithm as it is written down: each call reads all blocks before the current one again."""
     num, length = canvas.tokens.shape
-    tokens = torch.where(canvas.fixed, canvas.tokens, prior_sample(process, (num, length), generator))
+    tokens = torch.where(canvas.fixed, canvas.tokens, prior_sample(process, length, noise))
     times = within.times(steps_per_block)
     for start in range(0, length, block_size):
         here = slice(start, min(start + block_size, length))
@@ -168,9 +169,12 @@ def plain_blockwise(
         fixed = canvas.fixed[:, here]
         state = within.init(Canvas(tokens[:, here], fixed))
         for index in range(steps_per_block):
-            step = Step(index, steps_per_block, times[index].repeat(num), times[index + 1].repeat(num))
-            block, state = within.step(denoiser, process, tokens[:, here], fixed, step, state, generator)  # type: ignore[arg-type]
-            tokens = torch.cat([tokens[:, :start], block, tokens[:, here.stop :]], dim=1)
+            t, s = times[index].repeat(num), times[index + 1].repeat(num)
+            numbers = noise.at(step=start // block_size * MOST_STEPS + index, start=start)
+            step = Step(index, steps_per_block, t, s, fixed, fixed, numbers)
+            done = within.step(denoiser, process, tokens[:, here], step, state)  # type: ignore[arg-type]
+            state = done.state
+            tokens = torch.cat([tokens[:, :start], done.tokens, tokens[:, here.stop :]], dim=1)
     return tokens
 
 
@@ -185,7 +189,7 @@ WITHIN = {
 @pytest.mark.parametrize("within", WITHIN)
 @pytest.mark.parametrize("block_size", [1, 3, 4, 9])
 def test_draws_are_those_of_reading_the_prefix_again(block_size, within, process, settings):
-    """Every token, from one generator: a last block that is shorter, some tokens given, prompts of unequal length."""
+    """Every token of every row: a last block that is shorter, some tokens given, prompts of unequal length."""
     noise, backbone, num, length = parts.process(process, vocab_size=7), network(7, **settings), 5, 10
     generator = torch.Generator().manual_seed(2)
     fixed = (torch.arange(length) < torch.tensor([0, 2, 5, 3, 1])[:, None]) | (torch.arange(length) == 8)
@@ -196,10 +200,11 @@ def test_draws_are_those_of_reading_the_prefix_again(block_size, within, process
     num_steps = 4 * num_blocks
     steps_per_block = sampler.num_steps(canvas, num_steps) // num_blocks
 
-    got = generate(backbone, noise, sampler, canvas, num_steps, generator_for("cpu", "draws")).tokens
-    same = generator_for("cpu", "draws")
-    expected = plain_blockwise(backbone, noise, WITHIN[within], block_size, canvas, steps_per_block, same)
-    assert torch.equal(got, expected)
+    got = generate(backbone, noise, sampler, canvas, num_steps, 12).tokens
+    for row in torch.arange(num).split(1):
+        alone, same = Canvas(canvas.tokens[row], canvas.fixed[row]), row_noise(row, 12)
+        expected = plain_blockwise(backbone, noise, WITHIN[within], block_size, alone, steps_per_block, same)
+        assert torch.equal(got[row], expected)
 
 
 class Recording:
@@ -223,7 +228,7 @@ class Recording:
 def test_each_clean_block_is_handed_over_once():
     """Of 10 tokens in blocks of 4: an empty prefix, then one block at a time; steps read their own block alone."""
     denoiser, noise = Recording(network()), parts.process("uniform")
-    generate(denoiser, noise, blockwise(4), empty(noise, 3, 10), 6, generator_for("cpu", 0))
+    generate(denoiser, noise, blockwise(4), empty(noise, 3, 10), 6, 0)
     assert denoiser.prefilled == [(0, 4, 0), (4, 4, 0), (4, 4, 4)]
     assert denoiser.read == [(0, 4)] * 2 + [(4, 4)] * 2 + [(8, 2)] * 2
 

@@ -8,26 +8,31 @@ from torch import Tensor
 
 from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.statistics import chi_square_p
-from dlmkit.randomness import generator_for
-from dlmkit.samplers.drawing import Filter, categorical, keep_top_k, keep_top_p
+from dlmkit.randomness import row_noise
+from dlmkit.samplers.drawing import Shaped, categorical, keep_min_p, keep_top_k, keep_top_p
 from laws.parts import MASK_ID
+
+
+def uniform(num: int) -> Tensor:
+    return row_noise(torch.arange(1), 0).uniform("test", num)[0]
+
 
 # Sharpening
 
 
 def test_temperature_zero_is_argmax():
     logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
-    kept = Filter(0.0, None, 1.0)(logits)
+    kept = Shaped(0.0).sharpened(logits)
     assert torch.equal(kept.isfinite().sum(-1), torch.ones(50, dtype=torch.int64))
     assert torch.equal(kept.argmax(-1), logits.argmax(-1))
-    assert torch.equal(categorical(kept.softmax(-1), generator_for("cpu", 0)), logits.argmax(-1))
+    assert torch.equal(categorical(kept.softmax(-1), uniform(50)), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_divides_the_logits(temperature):
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     probs = logits.softmax(-1) ** (1 / temperature)
-    torch.testing.assert_close(Filter(temperature, None, 1.0)(logits).softmax(-1), probs / probs.sum(-1, keepdim=True))
+    torch.testing.assert_close(Shaped(temperature).sharpened(logits).softmax(-1), probs / probs.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 100])
@@ -69,21 +74,46 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
 def test_filters_apply_in_order():
     logits = torch.tensor([[4.0, 3.0, 2.0, 1.0]], dtype=torch.float64)
     # At temperature 2, top-2 leaves 0.62 and 0.38, of which top-p 0.6 keeps the first.
-    assert Filter(2.0, 2, 0.6)(logits).isfinite().tolist() == [[True, False, False, False]]
-    assert Filter(2.0, None, 0.6)(logits).isfinite().tolist() == [[True, True, False, False]]
+    assert Shaped(2.0, 2, 0.6).sharpened(logits).isfinite().tolist() == [[True, False, False, False]]
+    assert Shaped(2.0, None, 0.6).sharpened(logits).isfinite().tolist() == [[True, True, False, False]]
 
 
-@pytest.mark.parametrize("arguments", [(-1.0, None, 1.0), (1.0, 0, 1.0), (1.0, None, 0.0), (1.0, None, 1.1)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (-1.0, None, 1.0),
+        (1.0, 0, 1.0),
+        (1.0, None, 0.0),
+        (1.0, None, 1.1),
+        (1.0, None, 1.0, 2.0),
+        (1.0, None, 1.0, 0.0, 0.5),
+    ],
+)
 def test_values_outside_of_their_ranges_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"temperature|top_k|top_p"):
-        Filter(*arguments)
+    with pytest.raises(ValueError, match=r"temperature|top_k|top_p|min_p|repetition_penalty"):
+        Shaped(*arguments)
 
 
 def test_the_mask_stays_excluded_by_every_filter():
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     logits[:, MASK_ID] = float("-inf")
-    for sharpen in (Filter(0.0, None, 1.0), Filter(0.7, 4, 1.0), Filter(1.3, None, 0.99), Filter(1.0, 4, 1.0)):
-        assert (categorical(sharpen(logits).softmax(-1), generator_for("cpu", 0)) != MASK_ID).all()
+    for shape in (Shaped(0.0), Shaped(0.7, 4), Shaped(1.3, None, 0.99), Shaped(1.0, 4), Shaped(min_p=1.0)):
+        assert (categorical(shape.sharpened(logits).softmax(-1), uniform(50)) != MASK_ID).all()
+
+
+def test_min_p_keeps_tokens_of_a_share_of_the_likeliest():
+    logits = torch.tensor([[0.5, 0.24, 0.26]], dtype=torch.float64).log()
+    assert keep_min_p(logits, 0.5).isfinite().tolist() == [[True, False, True]]
+    assert Shaped(min_p=0.5).sharpened(logits).isfinite().tolist() == [[True, False, True]]
+
+
+def test_repeated_tokens_are_penalised_in_their_own_row():
+    """Positive logits are divided, negative ones multiplied; tokens that are not decided do not count."""
+    x_t = torch.tensor([[2, 3, 1], [3, 1, 1]])
+    where = x_t == 1
+    logits = torch.tensor([1.0, -1.0, 4.0, -4.0]).expand(3, -1)
+    got = Shaped(repetition_penalty=2.0).shaped(logits, x_t, where, ~where)
+    assert got.tolist() == [[1.0, -1.0, 2.0, -8.0], [1.0, -1.0, 4.0, -8.0], [1.0, -1.0, 4.0, -8.0]]
 
 
 # The draw
@@ -92,7 +122,7 @@ def test_the_mask_stays_excluded_by_every_filter():
 def test_categorical_follows_its_probabilities():
     weights = torch.tensor([3.0, 0.0, 1.0, 0.01, 5.0])
     num = 100_000
-    counts = torch.bincount(categorical(weights.expand(num, -1), generator_for("cpu", 0)), minlength=5)
+    counts = torch.bincount(categorical(weights, uniform(num)), minlength=5)
     assert chi_square_p(counts, weights.double() / weights.double().sum() * num) > FALSE_ALARM
 
 
@@ -104,26 +134,15 @@ def test_categorical_keeps_the_tail():
     tail, rows, blocks = 1_000, 10_000, 10
     probs = torch.full((1 + tail,), 1e-7)
     probs[0] = 1.0
-    generator = generator_for("cpu", "tail")
-    drawn = sum(int((categorical(probs.expand(rows, -1), generator) != 0).sum()) for _ in range(blocks))
+    draws = uniform(rows * blocks).split(rows)
+    drawn = sum(int((categorical(probs.expand(rows, -1), numbers) != 0).sum()) for numbers in draws)
     assert 0 < drawn < 30
 
 
-def test_the_race_is_run_in_float64(monkeypatch: pytest.MonkeyPatch):
-    """float32 uniforms are multiples of 2^-24, so that no racer is ever nearer than 6e-8: the tail of 1e-8 is gone."""
-    races = []
-    exponential = Tensor.exponential_
-
-    def spy(self: Tensor, *args, **kwargs) -> Tensor:
-        races.append(exponential(self, *args, **kwargs))
-        return races[-1]
-
-    monkeypatch.setattr(Tensor, "exponential_", spy)
-    categorical(torch.ones(100_000, 4), generator_for("cpu", 0))
-    (race,) = races
-    assert race.dtype == torch.float64
-    small = race[race < 2**-8].double()
-    assert len(small) > 1_000
-    for bits in (24, 32):
-        steps = small * 2**bits
-        assert float((steps - steps.round()).abs().mean()) > 0.2, f"the race has {bits} bits"
+def test_categorical_inverts_the_distribution_function():
+    """Also at its ends: a token of probability 0 is never drawn, and one of 1e-12 has its own interval."""
+    probs = torch.tensor([0.0, 1e-12, 0.5, 0.0, 0.5 - 1e-12, 0.0], dtype=torch.float64)
+    numbers = torch.tensor([1e-300, 9e-13, 1.1e-12, 0.4999999999999, 0.5000000001, 1 - 2**-54], dtype=torch.float64)
+    assert categorical(probs, numbers).tolist() == [1, 1, 2, 2, 4, 4]
+    assert categorical(probs.expand(6, -1), numbers).tolist() == [1, 1, 2, 2, 4, 4]
+    assert categorical(3.0 * probs.float(), numbers).tolist()[3:] == [2, 4, 4]

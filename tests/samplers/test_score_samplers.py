@@ -12,7 +12,7 @@ from dlmkit.laws.samplers import Exact
 from dlmkit.laws.source import all_sequences, index_of
 from dlmkit.parameterizations.score import Score
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
-from dlmkit.randomness import generator_for
+from dlmkit.randomness import row_noise
 from dlmkit.samplers import score_analytic
 from dlmkit.samplers.base import Step
 from dlmkit.samplers.drawing import categorical
@@ -25,6 +25,11 @@ from laws.tables import LENGTH, source
 
 SCORED = parts.params(case for case in parts.noisy_processes() if case[0] in ("absorbing", "uniform"))
 """Noise under which there are scores."""
+
+
+def a_step(t: Tensor, s: Tensor, fixed: Tensor) -> Step:
+    """The first of two."""
+    return Step(0, 2, t, s, fixed, fixed, row_noise(torch.arange(len(t)), 0))
 
 
 @pytest.mark.parametrize(("process", "schedule"), SCORED)
@@ -66,7 +71,7 @@ def test_euler_and_analytic_steps_agree_to_first_order(process):
     gaps = []
     for length in (1e-2, 1e-3):
         scores = Scores(log_s, noise.alpha(t - length), alpha_t)
-        step = Step(0, 2, t, t - length)
+        step = a_step(t, t - length, first)
         chances = [
             move[:, None] * weights / weights.sum(-1, keepdim=True)
             for move, weights in (tweedie(scores, noise), euler(scores, noise, step, first))
@@ -91,7 +96,7 @@ def test_score_samplers_with_a_wrong_network_leave_no_mask(name, process, schedu
         parts.sampler(name),
         canvas,
         4,
-        generator_for("cpu", "wrong"),
+        9,
     )
     assert (done.tokens != MASK_ID).all()
     assert (done.tokens[:, 2] == 3).all()
@@ -102,9 +107,9 @@ def test_score_samplers_draw_whether_apart_from_which(name, monkeypatch: pytest.
     """Only positions that change are drawn for, in float64, by weights that do not contain the step size."""
     handed = []
 
-    def spy(probs: Tensor, generator: torch.Generator) -> Tensor:
+    def spy(probs: Tensor, uniform: Tensor) -> Tensor:
         handed.append(probs)
-        return categorical(probs, generator)
+        return categorical(probs, uniform)
 
     monkeypatch.setattr(score_analytic, "categorical", spy)
     noise = parts.process("absorbing")
@@ -112,9 +117,8 @@ def test_score_samplers_draw_whether_apart_from_which(name, monkeypatch: pytest.
     x_t = torch.full((1_000_000, 1), MASK_ID)
     t = torch.full((1_000_000,), 0.5, dtype=torch.float64)
     nothing = torch.zeros_like(x_t, dtype=torch.bool)
-    step = Step(0, 2, t, t - 1e-5)
     parts.sampler(name).step(
-        lambda inputs: TablePrediction(table), noise, x_t, nothing, step, None, generator_for("cpu", 0)
+        lambda inputs: TablePrediction(table[: len(inputs.x_t)]), noise, x_t, a_step(t, t - 1e-5, nothing), None
     )
     (probs,) = handed
     assert probs.dtype == torch.float64
@@ -130,8 +134,6 @@ def test_scores_are_refused_under_other_noise():
             Exact(source(), parts.process("hybrid"), X0LeaveOneOut()),
             parts.process("hybrid"),
             torch.full((1, LENGTH), MASK_ID),
-            torch.zeros(1, LENGTH, dtype=torch.bool),
-            Step(0, 2, *torch.tensor([[0.5], [0.4]], dtype=torch.float64)),
+            a_step(*torch.tensor([[0.5], [0.4]], dtype=torch.float64), torch.zeros(1, LENGTH, dtype=torch.bool)),
             None,
-            generator_for("cpu", 0),
         )

@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 from dlmkit.data.corpora.pairs import Pair, PairsCorpus
 from dlmkit.generation import complete, for_block_size
 from dlmkit.module import DiffusionLM
-from dlmkit.randomness import generator_for
 from dlmkit.ranges import Count, Seed, checked
 from dlmkit.requests import RequestBuilder
 from dlmkit.samplers.base import Sampler
@@ -67,7 +66,7 @@ class ExactMatch(pl.Callback):
             for_block_size(self.sampler, module.block_size),
             [builder.prompt(prompt, corpus.length) for prompt in prompts],
             self.num_steps,
-            generator_for(module.device, self.seed, "exact_match"),
+            self.seed,
             self.batch_size,
         )
         responses = [row[len(prompt) :] for row, prompt in zip(completed.tokens, prompts, strict=True)]

@@ -12,7 +12,6 @@ from dlmkit.files import write_json
 from dlmkit.generation import complete, for_block_size
 from dlmkit.loggers import log_text
 from dlmkit.module import DiffusionLM
-from dlmkit.randomness import generator_for
 from dlmkit.ranges import Count, Seed, Tokens, checked
 from dlmkit.requests import RequestBuilder
 from dlmkit.samplers.base import Sampler
@@ -88,7 +87,7 @@ class SampleLogger(pl.Callback):
             for_block_size(self.sampler, pl_module.block_size),
             requests,
             self.num_steps,
-            generator_for(pl_module.device, self.seed, "samples"),
+            self.seed,
             batch_size=self.num_samples,
         )
         if trainer.global_rank != 0:

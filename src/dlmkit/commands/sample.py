@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> None:
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("sampling", total=planned_steps(sampler, requests, options.steps))
         completions = model.complete(
-            requests, options.steps, sampler, options.seed, on_step=lambda _index, _tokens: progress.advance(task)
+            requests, options.steps, sampler, options.seed, on_step=lambda _event: progress.advance(task)
         )
     print_texts(model.texts(completions), options)
 

@@ -82,7 +82,7 @@ def is_causal(sampler: Sampler[Any]) -> bool:
 
 
 class FixedLogits(RereadsPrefix):
-    """A denoiser whose logits [B, L, V] do not depend on its input."""
+    """A denoiser whose logits [B, L, V] do not depend on its input; fewer rows have the first ones."""
 
     def __init__(self, logits: Tensor) -> None:
         self.given = logits
@@ -90,4 +90,4 @@ class FixedLogits(RereadsPrefix):
     def __call__(self, inputs: NetworkInput) -> TablePrediction:
         """Return the logits at the positions of x_t."""
         start = 0 if inputs.cache is None else inputs.cache.length
-        return TablePrediction(self.given[:, start : start + inputs.x_t.shape[1]])
+        return TablePrediction(self.given[: len(inputs.x_t), start : start + inputs.x_t.shape[1]])

@@ -5,7 +5,6 @@ Shapes: B sequences, L positions, V vocabulary, N selected positions.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
@@ -15,36 +14,11 @@ from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.tensors import at_positions
-from dlmkit.types import ClosedForm, Prediction, WeightedNLL, WeightedValues
+from dlmkit.types import Prediction
+from dlmkit.unfused import WithoutFusing
 
 
-class _WithoutFusing(ABC):
-    """Weighted values by plain autograd over `logits` and `map_logits`."""
-
-    @abstractmethod
-    def logits(self, where: Tensor) -> Tensor:
-        """Return logits [N, V] at `where`."""
-
-    @abstractmethod
-    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
-        """Return function(logits [N, V], *arguments [N])."""
-
-    def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Return log p(tokens) [N] at `where`."""
-        return self.logits(where).log_softmax(-1).gather(-1, tokens[where][:, None])[:, 0]
-
-    def weighted_nll(self, tokens: Tensor, where: Tensor, weight: Tensor) -> WeightedNLL:
-        """Return -log p(tokens) [N] and its sum with `weight` [N]."""
-        values = -self.token_log_prob(tokens, where)
-        return WeightedNLL((values * weight).sum(), values)
-
-    def weighted(self, form: ClosedForm, where: Tensor, weight: Tensor, *arguments: Tensor) -> WeightedValues:
-        """Return form(logits [N, V], *arguments [N]), alone and times the weight."""
-        values = self.map_logits(form, where, *arguments)
-        return WeightedValues(values * weight.to(values.dtype), values.detach())
-
-
-class TablePrediction(_WithoutFusing):
+class TablePrediction(WithoutFusing):
     """A prediction with given logits [B, L, V]: no network, no rounding to float32.
 
     Args:
@@ -67,7 +41,7 @@ class TablePrediction(_WithoutFusing):
         return self
 
 
-class Reparameterized(_WithoutFusing):
+class Reparameterized(WithoutFusing):
     """A prediction of x_0 as the raw output in another parameterization; chunked and differentiable as the given one.
 
     Args:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlmkit.generation import generate, prior_sample
+from dlmkit.generation import Event, generate, prior_sample
 from dlmkit.laws.denoisers import Exact, FixedLogits, exact_denoiser, is_causal
 from dlmkit.laws.findings import FALSE_ALARM, Finding, at_most, holds, law
 from dlmkit.laws.source import Source, all_sequences, index_of, random_source
 from dlmkit.laws.toys import LENGTH, toy_source
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.randomness import generator_for
+from dlmkit.randomness import generator_for, row_noise
 from dlmkit.samplers.base import Sampler, Step
 from dlmkit.types import Canvas, Denoiser, NetworkInput
 
@@ -145,7 +145,7 @@ def law_distribution(sampler: Sampler[Any], process: ForwardProcess) -> Iterator
     """With the exact predictor the samples have the data's distribution."""
     source = toy_source(process, LENGTH)
     denoiser, canvas = exact_denoiser(sampler, process, source), empty(process, NUM_SAMPLES)
-    done = generate(denoiser, process, sampler, canvas, NUM_STEPS, generator_for("cpu", "all"))
+    done = generate(denoiser, process, sampler, canvas, NUM_STEPS, 0)
     drawn = counts_of(done.tokens, process.vocab_size) / NUM_SAMPLES
     distance = total_variation(drawn, source.joint.flatten())
     off = int((drawn - source.joint.flatten()).abs().argmax())
@@ -169,7 +169,7 @@ def law_infilling(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Fi
     tokens = torch.tensor([process.mask_id, given, process.mask_id]).repeat(NUM_SAMPLES, 1)
     canvas = Canvas(tokens, fixed)
     denoiser = exact_denoiser(sampler, process, source)
-    done = generate(denoiser, process, sampler, canvas, NUM_STEPS, generator_for("cpu", 1))
+    done = generate(denoiser, process, sampler, canvas, NUM_STEPS, 1)
     conditional = torch.zeros_like(source.joint)
     conditional[:, given] = source.joint[:, given] / source.joint[:, given].sum()
     distance = total_variation(counts_of(done.tokens, process.vocab_size) / NUM_SAMPLES, conditional.flatten())
@@ -188,13 +188,14 @@ def law_given_tokens_stay(sampler: Sampler[Any], process: ForwardProcess) -> Ite
     canvas = _partly_given(sampler, process, source)
     given, before, changed, steps = canvas.tokens[canvas.fixed], canvas.tokens.clone(), 0, []
 
-    def on_step(index: int, tokens: Tensor) -> None:
+    def on_step(event: Event) -> None:
         nonlocal changed
-        changed += int((tokens[canvas.fixed] != given).sum())
-        steps.append(index)
+        fixed = canvas.fixed[event.rows]
+        changed += int((event.after[fixed] != canvas.tokens[event.rows][fixed]).sum())
+        steps.append(event.index)
 
     denoiser = exact_denoiser(sampler, process, source)
-    done = generate(denoiser, process, sampler, canvas, 5, generator_for("cpu", "given"), on_step)
+    done = generate(denoiser, process, sampler, canvas, 5, 2, on_step)
     changed += int((done.tokens[canvas.fixed] != given).sum())
     yield at_most("given tokens never change", changed, 0.0, f"{changed} given tokens were changed on the way")
     yield holds("fixed is kept", torch.equal(done.fixed, canvas.fixed), "the canvas came back with another `fixed`")
@@ -222,15 +223,36 @@ def _partly_given(sampler: Sampler[Any], process: ForwardProcess, source: Source
 
 @law()
 def law_draws_repeat(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
-    """Samples are a function of the generator alone."""
+    """Samples are a function of the seed alone."""
     source = toy_source(process, LENGTH)
     denoiser = exact_denoiser(sampler, process, source)
     first, again, other = (
-        generate(denoiser, process, sampler, empty(process, 50), 8, generator_for("cpu", seed)).tokens
-        for seed in (1, 1, 2)
+        generate(denoiser, process, sampler, empty(process, 50), 8, seed).tokens for seed in (1, 1, 2)
     )
     repeats = torch.equal(first, again) and not torch.equal(first, other)
-    yield holds("drawn from the generator alone", repeats, "equal generators give other texts, or other ones the same")
+    yield holds("drawn from the seed alone", repeats, "equal seeds give other texts, or other ones the same")
+
+
+@law()
+def law_rows_apart(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
+    """A row's tokens are those that it has alone, or beside other rows in another order."""
+    source = random_source(4, process.vocab_size, process.mask_id)
+    canvas, rows = _partly_given(sampler, process, source), torch.tensor([41, 3, 0, 12, 7])
+    denoiser = exact_denoiser(sampler, process, source)
+
+    def completed(rows: Tensor) -> Tensor:
+        some = Canvas(canvas.tokens[rows], canvas.fixed[rows])
+        return generate(denoiser, process, sampler, some, 6, row_noise(rows, "rows")).tokens
+
+    together, alone = completed(rows), torch.cat([completed(row) for row in rows.split(1)])
+    differ = int((together != alone).any(-1).sum())
+    yield at_most(
+        "rows do not depend on each other",
+        differ,
+        0.0,
+        f"{differ} of {len(rows)} rows have other tokens in a batch than alone: draw from `step.noise`, whose numbers"
+        " belong to rows, and keep no state for the batch as a whole",
+    )
 
 
 WIDE = 61
@@ -252,12 +274,13 @@ def law_tail(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding
         logits[..., process.mask_id] = float("-inf")
     canvas = empty(process, 7, 5)
     state = sampler.init(canvas)
-    noise = prior_sample(process, (7, 5), generator_for("cpu", "prior"))
+    noise = row_noise(torch.arange(7), "tail")
+    x_1 = prior_sample(process, 5, noise)
     t = torch.full((7,), 0.9, dtype=torch.float64)
 
     with RandomNumbers(process.vocab_size) as recorded:
-        step = Step(0, sampler.num_steps(canvas, 2), t, t / 2)
-        sampler.step(FixedLogits(logits), process, noise, canvas.fixed, step, state, generator_for("cpu", "tail"))
+        step = Step(0, sampler.num_steps(canvas, 2), t, t / 2, canvas.fixed, canvas.fixed, noise)
+        sampler.step(FixedLogits(logits), process, x_1, step, state)
     coarse = [name for name, dtype in recorded.draws if dtype != torch.float64]
     yield at_most(
         "tokens are drawn in float64",
@@ -291,5 +314,5 @@ class RandomNumbers(TorchDispatchMode):
         return out
 
 
-LAWS = [law_distribution, law_infilling, law_given_tokens_stay, law_draws_repeat]
+LAWS = [law_distribution, law_infilling, law_given_tokens_stay, law_draws_repeat, law_rows_apart]
 """Of a sampler and a process; law_times takes the sampler alone, law_tail a process of WIDE tokens."""

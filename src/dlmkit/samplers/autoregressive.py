@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.ranges import check_fields
-from dlmkit.samplers.base import Sampler, Step
-from dlmkit.samplers.drawing import Filter, Temperature, TopK, TopP, categorical
+from dlmkit.samplers.base import Reading, Sampler, Step, Stepped
+from dlmkit.samplers.drawing import Shaped, categorical
 from dlmkit.types import Cache, Canvas, Denoiser, NetworkInput
 
 
@@ -27,28 +26,24 @@ class Progress:
     position: int
     cache: Cache | None
 
+    def select(self, rows: Tensor) -> Progress:
+        """Return the state of some rows, int64 [R]."""
+        return Progress(self.position, None if self.cache is None else self.cache.select(rows))
+
 
 @dataclass(frozen=True)
-class Autoregressive(Sampler[Progress]):
+class Autoregressive(Shaped, Sampler[Progress]):
     """One token per step, each drawn given all tokens before it; one step for each position after the shortest prompt.
 
-    Attributes:
-        temperature, top_k, top_p: see :class:`dlmkit.samplers.drawing.Filter`.
+    The tokens before the current one are handed to the network once (`Denoiser.prefill`).
     """
-
-    temperature: Temperature
-    top_k: TopK
-    top_p: TopP
 
     parameterization = NextToken()
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
     @property
-    def filter(self) -> Filter:
-        """The filter on the logits."""
-        return Filter(self.temperature, self.top_k, self.top_p)
+    def keeps_distribution(self) -> bool:  # type: ignore[override]
+        """Whether the network's own distribution is drawn from."""
+        return self.neutral
 
     def init(self, canvas: Canvas) -> Progress:
         """Return the first position to fill; prompts may be of unequal length.
@@ -67,28 +62,27 @@ class Autoregressive(Sampler[Progress]):
         """Return the number of positions after the shortest prompt, or 1 if there are none, whatever was requested."""
         return max(1, canvas.tokens.shape[1] - _shortest_prompt(canvas))
 
+    def undecided(self, process: ForwardProcess, x_t: Tensor, fixed: Tensor, state: Progress) -> Tensor:
+        """Return bool [B, L]: the free positions from the next one on."""
+        return ~fixed & (torch.arange(x_t.shape[1], device=x_t.device) >= state.position)
+
     def step(
-        self,
-        denoiser: Denoiser,
-        process: ForwardProcess,
-        x_t: Tensor,
-        fixed: Tensor,
-        step: Step,
-        state: Progress,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Progress]:
+        self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: Progress
+    ) -> Stepped[Progress]:
         """Fill one more position in the sequences where it is free."""
         position = state.position
-        if position >= x_t.shape[1]:  # everything was given
-            return x_t, state
         seen = 0 if state.cache is None else state.cache.length
         cache = denoiser.prefill(x_t[:, seen:position], cache=state.cache)
         here = x_t[:, position : position + 1]  # its token is not read: the network is shifted
         logits = denoiser(NetworkInput(here, step.t, cache=cache)).logits(torch.ones_like(here, dtype=torch.bool))
-        drawn = categorical(self.filter(logits).softmax(-1), generator)
+        where, before = (torch.zeros_like(step.fixed) for _ in range(2))
+        where[:, position], before[:, :position] = True, True
+        # By position, not by step: which step this is depends on the shortest prompt of the batch.
+        uniform = step.noise.at(step=0).uniform("tokens", x_t.shape[1])[:, position]
+        drawn = categorical(self.shaped(logits, x_t, where, before).softmax(-1), uniform)
         tokens = x_t.clone()
-        tokens[:, position] = torch.where(fixed[:, position], x_t[:, position], drawn)
-        return tokens, Progress(position + 1, cache)
+        tokens[:, position] = torch.where(step.fixed[:, position], x_t[:, position], drawn)
+        return Stepped(tokens, Progress(position + 1, cache), Reading(where, logits))
 
 
 def _shortest_prompt(canvas: Canvas) -> int:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from dlmkit.parameterizations.score import SMALLEST_ALPHA, Score, interpolating
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Sampler, Step
+from dlmkit.randomness import RowNoise
+from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
 from dlmkit.samplers.drawing import categorical
 from dlmkit.tensors import at_positions
-from dlmkit.types import Denoiser, NetworkInput
+from dlmkit.types import Denoiser
 
 LEAST_KEPT = 1e-6
 """Steps with a smaller alpha_t / alpha_s are not inverted: it is divided by, which amplifies rounding."""
@@ -63,33 +64,22 @@ class ScoreAnalytic(Sampler[None]):
 
     parameterization = Score()
 
-    def step(
-        self,
-        denoiser: Denoiser,
-        process: ForwardProcess,
-        x_t: Tensor,
-        fixed: Tensor,
-        step: Step,
-        state: None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, None]:
+    def step(self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: None) -> Stepped[None]:
         """Return the tokens at time s."""
-        active = process.may_change(x_t) & ~fixed
-        if not active.any():
-            return x_t, None
-        scores = scores_at(self.parameterization, denoiser, process, x_t, active, step)
-        jumps = tweedie(scores, process)
+        reading = read(denoiser, x_t, process.may_change(x_t) & ~step.fixed, step)
+        if not len(reading.logits):
+            return Stepped(x_t, None, reading)
+        jumps = tweedie(scores_at(self.parameterization, process, x_t, reading, step), process)
         if step.index == step.num_steps - 1:
             jumps = leaving_no_mask(jumps, process)
-        return leap(x_t, active, jumps, generator), None
+        return Stepped(leap(x_t, reading.where, jumps, step.noise), None, reading)
 
 
-def scores_at(
-    parameterization: Score, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, active: Tensor, step: Step
-) -> Scores:
-    """Return the scores at the N True entries of `active` [B, L]."""
+def scores_at(parameterization: Score, process: ForwardProcess, x_t: Tensor, reading: Reading, step: Step) -> Scores:
+    """Return the scores at the N positions that were read."""
+    active = reading.where
     alpha_s, alpha_t = at_positions(process.alpha(step.s), active), at_positions(process.alpha(step.t), active)
-    logits = denoiser(NetworkInput(x_t, step.t)).logits(active).double()
+    logits = reading.logits.double()
     return Scores(parameterization.log_score(logits, x_t[active], alpha_t, process), alpha_s, alpha_t)
 
 
@@ -115,14 +105,12 @@ def leaving_no_mask(jumps: Jumps, process: ForwardProcess) -> Jumps:
     return Jumps(torch.ones_like(jumps.probability), jumps.weights) if process.mask_only else jumps
 
 
-def leap(x_t: Tensor, active: Tensor, jumps: Jumps, generator: torch.Generator) -> Tensor:
+def leap(x_t: Tensor, active: Tensor, jumps: Jumps, noise: RowNoise) -> Tensor:
     """Return x_t [B, L] after the active positions changed: first which ones, then to which token."""
-    drawn = torch.rand(
-        jumps.probability.shape, dtype=torch.float64, device=jumps.probability.device, generator=generator
-    )
-    moves = drawn < jumps.probability
+    length = x_t.shape[1]
+    moves = noise.uniform("moves", length)[active] < jumps.probability
     new = x_t[active]
-    new[moves] = categorical(jumps.weights[moves], generator)
+    new[moves] = categorical(jumps.weights[moves], noise.uniform("tokens", length)[active][moves])
     tokens = x_t.clone()
     tokens[active] = new
     return tokens

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dlmkit.parameterizations.score import SMALLEST_ALPHA, Score, interpolating
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Sampler, Step
+from dlmkit.samplers.base import Sampler, Step, Stepped, read
 from dlmkit.samplers.score_analytic import Jumps, Scores, leap, leaving_no_mask, scores_at, tweedie
 from dlmkit.tensors import at_positions
 from dlmkit.types import Denoiser
@@ -28,26 +27,17 @@ class ScoreTauLeaping(Sampler[None]):
 
     parameterization = Score()
 
-    def step(
-        self,
-        denoiser: Denoiser,
-        process: ForwardProcess,
-        x_t: Tensor,
-        fixed: Tensor,
-        step: Step,
-        state: None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, None]:
+    def step(self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: None) -> Stepped[None]:
         """Return the tokens at time s."""
-        active = process.may_change(x_t) & ~fixed
-        if not active.any():
-            return x_t, None
-        scores = scores_at(self.parameterization, denoiser, process, x_t, active, step)
+        reading = read(denoiser, x_t, process.may_change(x_t) & ~step.fixed, step)
+        if not len(reading.logits):
+            return Stepped(x_t, None, reading)
+        scores = scores_at(self.parameterization, process, x_t, reading, step)
         if step.index < step.num_steps - 1:
-            jumps = euler(scores, process, step, active)
+            jumps = euler(scores, process, step, reading.where)
         else:
             jumps = leaving_no_mask(tweedie(scores, process), process)
-        return leap(x_t, active, jumps, generator), None
+        return Stepped(leap(x_t, reading.where, jumps, step.noise), None, reading)
 
 
 def euler(scores: Scores, process: ForwardProcess, step: Step, active: Tensor) -> Jumps:

@@ -18,7 +18,7 @@ from dlmkit.laws import samplers as sampler_laws
 from dlmkit.laws.backbones import law_block_masking, with_random_weights
 from dlmkit.laws.objectives import law_blocks
 from dlmkit.laws.pairing import WORDS
-from dlmkit.laws.samplers import law_distribution
+from dlmkit.laws.samplers import law_distribution, law_rows_apart
 from dlmkit.objectives.block import BlockElbo
 from dlmkit.objectives.masked import MaskedElbo
 from dlmkit.samplers.ancestral import Ancestral
@@ -83,8 +83,8 @@ class LlamaWithLaterBlocks(AttendsToLaterBlocks, HFBackbone):
 class BlocksOfAnotherText(Blockwise):
     """Each block is drawn given the clean blocks of the sequence before it in the batch."""
 
-    def _enter(self, denoiser, x_t, block, state, start):
-        return super()._enter(denoiser, x_t.roll(1, 0), block, state, start)
+    def context(self, denoiser, x_t, block, cache):
+        return super().context(denoiser, x_t.roll(1, 0), block, cache)
 
 
 def dit(kind: type[DiT], shift: bool) -> Backbone:
@@ -136,7 +136,11 @@ MUTANTS = [
     ),
     *(
         Mutant(
-            BlocksOfAnotherText, (size, WITHIN), (ABSORBING,), caught_by=(law_distribution,), title=f"OtherText-{size}"
+            BlocksOfAnotherText,
+            (size, WITHIN),
+            (ABSORBING,),
+            caught_by=(law_distribution, law_rows_apart),
+            title=f"OtherText-{size}",
         )
         for size in (1, 2)
     ),

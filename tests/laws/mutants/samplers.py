@@ -12,10 +12,13 @@ from dlmkit.laws.samplers import (
     law_draws_repeat,
     law_given_tokens_stay,
     law_infilling,
+    law_rows_apart,
     law_tail,
     law_times,
 )
+from dlmkit.randomness import RowNoise
 from dlmkit.samplers.ancestral import Ancestral
+from dlmkit.samplers.base import Stepped
 from dlmkit.tensors import at_positions
 from dlmkit.types import NetworkInput
 from laws.mutants.base import ABSORBING, UNIFORM, WIDE_ABSORBING, Mutant
@@ -25,28 +28,27 @@ from laws.mutants.base import ABSORBING, UNIFORM, WIDE_ABSORBING, Mutant
 class Wrong(Ancestral):
     """Ancestral sampling without sharpening, of which the mutants are made."""
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
+    keeps_distribution = True  # whatever the temperature
 
 
 # Given tokens
 
 
 class ChangesWhatIsGiven(Wrong):
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
-        return super().step(denoiser, process, x_t, torch.zeros_like(fixed), step, state, generator)
+    def step(self, denoiser, process, x_t, step, state):
+        step = replace(step, fixed=torch.zeros_like(step.fixed))
+        return super().step(denoiser, process, x_t, step, state)
 
 
 class ChangesGivenAtTheEnd(Wrong):
     """Draws every position again in the last step."""
 
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
-        tokens, state = super().step(denoiser, process, x_t, fixed, step, state, generator)
-        if step.index == step.num_steps - 1:
-            where = torch.ones_like(fixed)
-            tokens = denoiser(NetworkInput(x_t, step.t)).logits(where).argmax(-1).reshape(x_t.shape)
-        return tokens, state
+    def step(self, denoiser, process, x_t, step, state):
+        done = super().step(denoiser, process, x_t, step, state)
+        if step.index < step.num_steps - 1:
+            return done
+        where = torch.ones_like(step.fixed)
+        return replace(done, tokens=denoiser(NetworkInput(x_t, step.t)).logits(where).argmax(-1).reshape(x_t.shape))
 
 
 class WritesToTheCanvas(Wrong):
@@ -60,25 +62,25 @@ class WritesToTheCanvas(Wrong):
 class LeavesMasks(Wrong):
     """Stops before t = 0."""
 
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
+    def step(self, denoiser, process, x_t, step, state):
         step = replace(step, s=step.s.clamp_min(0.05))
-        return super().step(denoiser, process, x_t, fixed, step, state, generator)
+        return super().step(denoiser, process, x_t, step, state)
 
 
 class IgnoresS(Wrong):
     """Unmasks everything in the first step."""
 
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
+    def step(self, denoiser, process, x_t, step, state):
         step = replace(step, s=torch.zeros_like(step.s))
-        return super().step(denoiser, process, x_t, fixed, step, state, generator)
+        return super().step(denoiser, process, x_t, step, state)
 
 
 class AlwaysTheFirstStep(Wrong):
     """From t = 1 to 0.9, in every step."""
 
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
+    def step(self, denoiser, process, x_t, step, state):
         step = replace(step, t=torch.ones_like(step.t), s=torch.full_like(step.s, 0.9))
-        return super().step(denoiser, process, x_t, fixed, step, state, generator)
+        return super().step(denoiser, process, x_t, step, state)
 
 
 class TimesRunBackwards(Wrong):
@@ -92,31 +94,41 @@ class TimesRunBackwards(Wrong):
 class DrawsGlobally(Wrong):
     """From torch's own generator."""
 
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
-        return super().step(denoiser, process, x_t, fixed, step, state, torch.default_generator)
+    def step(self, denoiser, process, x_t, step, state):
+        step = replace(step, noise=RowNoise(torch.randint(2**62, (len(x_t),))))
+        return super().step(denoiser, process, x_t, step, state)
+
+
+class ReadsItsNeighbours(Wrong):
+    """Each row's noise depends on the whole batch."""
+
+    def step(self, denoiser, process, x_t, step, state):
+        seeds = step.noise.seeds
+        step = replace(step, noise=replace(step.noise, seeds=seeds + seeds.sum()))
+        return super().step(denoiser, process, x_t, step, state)
 
 
 class GumbelInFloat32(Wrong):
     """The usual Gumbel maximum, whose noise ends at 16.6: a token less likely than 6e-8 never wins."""
 
-    def draw(self, probs: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.rand(probs.shape, generator=generator)
+    def draw(self, probs: Tensor) -> Tensor:
+        noise = torch.rand(probs.shape)
         return (probs.float().log() - (-(noise + 1e-10).log() + 1e-10).log()).argmax(-1)
 
-    def step(self, denoiser, process, x_t, fixed, step, state, generator):
-        active = process.may_change(x_t) & ~fixed
+    def step(self, denoiser, process, x_t, step, state):
+        active = process.may_change(x_t) & ~step.fixed
         now, s, t = x_t[active], at_positions(step.s, active), at_positions(step.t, active)
         logits = denoiser(NetworkInput(x_t, step.t)).logits(active)
         x_theta = self.parameterization.log_x0(logits, now, t, process).double().exp()
-        drawn = self.draw(process.posterior(now, x_theta, s, t), generator)
-        return x_t.masked_scatter(active, drawn), state
+        drawn = self.draw(process.posterior(now, x_theta, s, t))
+        return Stepped(x_t.masked_scatter(active, drawn), state, None)
 
 
 class MultinomialInFloat32(GumbelInFloat32):
     """torch's own draw, which races in the dtype of its input."""
 
-    def draw(self, probs: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.multinomial(probs.float(), 1, generator=generator)[:, 0]
+    def draw(self, probs: Tensor) -> Tensor:
+        return torch.multinomial(probs.float(), 1)[:, 0]
 
 
 MUTANTS = [
@@ -130,6 +142,7 @@ MUTANTS = [
     Mutant(Wrong, (0.0,), (ABSORBING,), caught_by=(law_distribution, law_draws_repeat), title="TakesTheLikeliest"),
     Mutant(Wrong, (0.8,), (ABSORBING,), caught_by=(law_distribution,), title="SharpensSilently"),
     Mutant(DrawsGlobally, (), (ABSORBING,), caught_by=(law_draws_repeat,)),
+    Mutant(ReadsItsNeighbours, (), (ABSORBING,), caught_by=(law_rows_apart,)),
     Mutant(GumbelInFloat32, (), (WIDE_ABSORBING,), caught_by=(law_tail,)),
     Mutant(MultinomialInFloat32, (), (WIDE_ABSORBING,), caught_by=(law_tail,)),
 ]
