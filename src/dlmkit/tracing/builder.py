@@ -39,7 +39,7 @@ class _Reading:
 class TraceBuilder:
     """Records the steps of one request, batch after batch.
 
-    A step costs a top-k and a log-sum-exp of the logits at the positions that it changed, and one wait for the device.
+    A step costs a top-k and a log-sum-exp of the logits at the positions that it changed, and waits for the device.
     Nothing is drawn and nothing is written to, so that the samples are those without a trace.
 
     Args:

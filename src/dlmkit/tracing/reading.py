@@ -6,9 +6,13 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 REMEDY = "the trace is damaged, make it again"
+LONGEST_SHOWN = 40
+
+Reader = Callable[[Any], Any]
 
 
 def damaged(what: str) -> ValueError:
@@ -16,55 +20,122 @@ def damaged(what: str) -> ValueError:
     return ValueError(f"{what}: {REMEDY}")
 
 
-def read(kind: Any, value: Any, where: str) -> Any:
+def read(kind: Any, value: Any, name: str) -> Any:
     """Return `value`, as json.loads gives it, as `kind`: a frozen record, list, dict, union, Literal or plain type.
 
     Raises:
-        ValueError: it is something else; `where` is its place in the message.
+        ValueError: it is something else; the message has its place, which begins with `name`.
     """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is list:
-        items = _expect(isinstance(value, list), value, where)
-        return [read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items)]
-    if origin is dict:
-        items = _expect(isinstance(value, dict), value, where)
-        return {key: read(arguments[1], item, f"{where}.{key}") for key, item in items.items()}
-    if origin is Literal:
-        return _expect(isinstance(value, str) and value in arguments, value, where)
-    if origin in (typing.Union, types.UnionType):
-        return _read_union(arguments, value, where)
-    if dataclasses.is_dataclass(kind):
-        return _read_record(kind, value, where)
-    if kind is float:
-        return float(_expect(type(value) in (int, float), value, where))
-    return _expect(type(value) is kind, value, where)
+    try:
+        return _reader(kind)(value)
+    except _MisfitError as misfit:
+        raise damaged(f"{name}{''.join(reversed(misfit.place))} {misfit.what}") from None
 
 
-def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None:
-        return _expect(types.NoneType in kinds, value, where)
-    if type(value) in kinds:  # a plain value keeps its type: 1 is no 1.0
-        return value
-    kind, *others = [kind for kind in kinds if kind is not types.NoneType]
-    return _expect(False, value, where) if others else read(kind, value, where)
+class _MisfitError(Exception):
+    """What does not fit; those who look into lists and records add where they were, so that a fit costs nothing."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.place: list[str] = []
+
+    def inside(self, part: str) -> _MisfitError:
+        self.place.append(part)
+        return self
 
 
-def _read_record(kind: Any, value: Any, where: str) -> Any:
-    hints = _hints(kind)
-    content = _expect(isinstance(value, dict), value, where)
-    missing, unknown = [key for key in hints if key not in content], [key for key in content if key not in hints]
-    if missing or unknown:
-        raise damaged(f"{where} lacks {missing[0]}" if missing else f"{where} has an unknown key {unknown[0][:40]!r}")
-    return kind(**{key: read(hint, content[key], f"{where}.{key}") for key, hint in hints.items()})
+def _wrong(value: Any) -> _MisfitError:
+    shown = repr(value)
+    return _MisfitError(f"is {shown if len(shown) <= LONGEST_SHOWN else shown[: LONGEST_SHOWN - 3] + '...'}")
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _reader(kind: Any) -> Reader:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is list:
+        return _list_reader(_reader(arguments[0]))
+    if origin is dict:
+        return _dict_reader(_reader(arguments[1]))
+    if origin is Literal:
+        return _plain_reader(lambda value: isinstance(value, str) and value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return _union_reader(arguments)
+    if dataclasses.is_dataclass(kind):
+        return _record_reader(kind)
+    if kind is float:
+        return _plain_reader(lambda value: type(value) in (int, float), float)
+    return _plain_reader(lambda value: type(value) is kind)
 
 
-def _expect(fits: bool, value: Any, where: str) -> Any:
-    if not fits:
-        shown = repr(value)
-        raise damaged(f"{where} is {shown if len(shown) <= 40 else shown[:37] + '...'}")
-    return value
+def _plain_reader(fits: Callable[[Any], bool], convert: Reader = lambda value: value) -> Reader:
+    def read_plain(value: Any) -> Any:
+        if not fits(value):
+            raise _wrong(value)
+        return convert(value)
+
+    return read_plain
+
+
+def _list_reader(item: Reader) -> Reader:
+    def read_list(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise _wrong(value)
+        items: list[Any] = []
+        try:
+            for part in value:
+                items.append(item(part))  # how many were read is the place of a misfit
+        except _MisfitError as misfit:
+            raise misfit.inside(f"[{len(items)}]") from None
+        return items
+
+    return read_list
+
+
+def _dict_reader(item: Reader) -> Reader:
+    def read_dict(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _wrong(value)
+        return {key: _read_part(item, part, key[:LONGEST_SHOWN]) for key, part in value.items()}
+
+    return read_dict
+
+
+def _record_reader(kind: Any) -> Reader:
+    readers = {key: _reader(hint) for key, hint in typing.get_type_hints(kind).items()}
+
+    def read_record(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _wrong(value)
+        if value.keys() != readers.keys():
+            missing = [key for key in readers if key not in value]
+            unknown = [key[:LONGEST_SHOWN] for key in value if key not in readers]
+            raise _MisfitError(f"lacks {missing[0]}" if missing else f"has an unknown key {unknown[0]!r}")
+        return kind(**{key: _read_part(part, value[key], key) for key, part in readers.items()})
+
+    return read_record
+
+
+def _union_reader(kinds: tuple[Any, ...]) -> Reader:
+    """Plain types are told apart by the value's own, so that 1 stays 1; of records one at most may be among them."""
+    plain = tuple(kind for kind in kinds if kind in (types.NoneType, bool, int, float, str))
+    others = [_reader(kind) for kind in kinds if kind not in plain]
+    number = float in plain and int not in plain
+
+    def read_union(value: Any) -> Any:
+        if type(value) in plain:
+            return value
+        if number and type(value) is int:
+            return float(value)
+        if not others:
+            raise _wrong(value)
+        return others[0](value)
+
+    return read_union
+
+
+def _read_part(reader: Reader, value: Any, key: str) -> Any:
+    try:
+        return reader(value)
+    except _MisfitError as misfit:
+        raise misfit.inside(f".{key}") from None

@@ -6,6 +6,7 @@ const players = DATA.samples.map((sample) => new Player(sample));
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const MOST_BREAKS = 3;
 const MOST_FADING = 128; // steps of a text whose tokens fade in
+const MOST_BEYOND = 64; // tokens beyond the first mask of a text that is filled from left to right
 const SECONDS = 8; // that all steps take at speed 1
 const options = { color: "step", view: "text" };
 let player, current = 0, spans = [], chosen = null, pinned = false, playing = 0, progress = 0;
@@ -204,8 +205,20 @@ $(".chart").addEventListener("pointermove", drag);
 function go(step) {
   paint(player.seek(step));
   showStep();
+  keepInSight();
   if (chosen !== null) describe();
   remember();
+}
+
+// While a long text is filled from left to right, keep the place where it grows in sight.
+function keepInSight() {
+  const box = $(".text");
+  if (!playing || box.scrollHeight <= box.clientHeight) return;
+  const first = spans.findIndex((_, i) => player.token(i) === MASK);
+  const beyond = first < 0 ? Infinity : spans.filter((_, i) => i > first && !player.given[i] && player.token(i) !== MASK).length;
+  if (beyond > MOST_BEYOND) return;
+  const [place, view] = [spans[first].getBoundingClientRect(), box.getBoundingClientRect()];
+  if (place.bottom > view.bottom || place.top < view.top) box.scrollTop += place.top - view.top - view.height / 2;
 }
 
 function showStep() {
