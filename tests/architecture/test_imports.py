@@ -119,6 +119,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "renames.py": set(),
     "loggers.py": set(),
     "config": {"renames"},
+    "tracing": {"__version__"},
 }
 GROUND_FLOOR: dict[str, set[str]] = {
     "types.py": set(),
