@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,10 +23,16 @@ class TokenPrefix:
     tokens: Tensor
     block_size: int | None
 
+    exact: ClassVar[bool] = True
+
     @property
     def length(self) -> int:
         """P."""
         return self.tokens.shape[1]
+
+    def select(self, rows: Tensor) -> TokenPrefix:
+        """Return the prefix of the sequences `rows` (int64 [R])."""
+        return replace(self, tokens=self.tokens[rows])
 
 
 class RereadsPrefix:
@@ -75,6 +82,10 @@ class AfterPrefix:
     def __call__(self, inputs: NetworkInput) -> Prediction:
         """Return the prediction at the positions of `inputs.x_t`."""
         return self.denoiser(replace(inputs, cache=inputs.cache or self.cache))
+
+    def select(self, rows: Tensor) -> AfterPrefix:
+        """Return the denoiser behind the prefixes of the sequences `rows` (int64 [R], repeats allowed)."""
+        return replace(self, cache=self.cache.select(rows))
 
     def prefill(self, tokens: Tensor, block_size: int | None = None, cache: Cache | None = None) -> Cache:
         """Return the cache of `cache`, else of this prefix, followed by `tokens`."""

@@ -139,11 +139,22 @@ CAUSAL_ATTENTION = Attention(ratio=0.0)
 
 
 class Cache(Protocol):
-    """What a denoiser keeps of a clean prefix; `Denoiser.prefill` makes it, and only its maker reads it."""
+    """What a denoiser keeps of tokens around those that it is asked about; only its maker reads it.
+
+    `Denoiser.prefill` makes one of a clean prefix, and `Denoiser.freeze` one of all that is around a run of tokens. It
+    is a value: no call changes it.
+    """
 
     @property
     def length(self) -> int:
-        """P, tokens of the prefix."""
+        """P, tokens before those that are asked about."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether predictions are those of a pass over all the tokens; false where some activations grow old."""
+
+    def select(self, rows: Tensor) -> Cache:
+        """Return the cache of the sequences `rows` (int64 [R], repeats allowed), in that order."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +162,13 @@ class NetworkInput:
     """Everything that one network call depends on.
 
     Attributes:
-        x_t: noisy tokens, int64 [B, L]; with a `cache` those after the prefix.
+        x_t: noisy tokens, int64 [B, L]; with a `cache` those that come after its prefix.
         t: float64 [B]; with a `context` of K blocks it may be [B, K].
         segments: int64 [B, L], documents that do not attend to each other; ``None`` for one document, and always with
             a `cache`, whose tokens have no segments.
         context: clean tokens for block diffusion in training.
         attention: share of the future that is attended to; a causal network ignores it.
-        cache: a clean prefix that comes before x_t, from `Denoiser.prefill`.
+        cache: what comes before x_t, and perhaps after it, from `Denoiser.prefill` or `Denoiser.freeze`.
     """
 
     x_t: Tensor
@@ -250,7 +261,7 @@ class Denoiser(Protocol):
 
     @property
     def supports_cache(self) -> bool:
-        """Whether `prefill` computes anything; otherwise a call with a cache reads the prefix again."""
+        """Whether `prefill` and `freeze` keep activations; otherwise a call with a cache reads the tokens again."""
 
     def __call__(self, inputs: NetworkInput) -> Prediction:
         """Return the prediction at the positions of `inputs.x_t`."""
