@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dlmkit.cache import Cache as Cache
+
 
 @dataclass  # not frozen: Lightning refuses to look into frozen records for what bf16-true and 64-true convert
 class Batch:
@@ -136,25 +138,6 @@ class Attention:
 
 FULL_ATTENTION = Attention()
 CAUSAL_ATTENTION = Attention(ratio=0.0)
-
-
-class Cache(Protocol):
-    """What a denoiser keeps of tokens around those that it is asked about; only its maker reads it.
-
-    `Denoiser.prefill` makes one of a clean prefix, and `Denoiser.freeze` one of all that is around a run of tokens. It
-    is a value: no call changes it.
-    """
-
-    @property
-    def length(self) -> int:
-        """P, tokens before those that are asked about."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether predictions are those of a pass over all the tokens; false where some activations grow old."""
-
-    def select(self, rows: Tensor) -> Cache:
-        """Return the cache of the sequences `rows` (int64 [R], repeats allowed), in that order."""
 
 
 @dataclass(frozen=True)
