@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,14 +23,16 @@ class TokenPrefix:
     tokens: Tensor
     block_size: int | None
 
+    exact: ClassVar[bool] = True
+
     @property
     def length(self) -> int:
         """P."""
         return self.tokens.shape[1]
 
     def select(self, rows: Tensor) -> TokenPrefix:
-        """Return the prefixes of some rows, int64 [R]."""
-        return TokenPrefix(self.tokens[rows], self.block_size)
+        """Return the prefix of the sequences `rows` (int64 [R])."""
+        return replace(self, tokens=self.tokens[rows])
 
 
 class RereadsPrefix:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dlmkit.backbones.alignment import Alignment
-from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask
+from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask, plain_mask
 from dlmkit.backbones.block_layout import block_layout
+from dlmkit.backbones.kv_cache import Stored
 from dlmkit.backbones.unread import Kept, kept_mask, kept_slots
 from dlmkit.prefix import expand_prefix
 from dlmkit.types import Attention, Context, NetworkInput
@@ -30,10 +31,11 @@ class TrunkInput:
             documents nor annealing, the same object at every step.
         causal_window: whether a sliding window of w reaches w - 1 positions back (causal attention) rather than w.
         alignment: of inputs and outputs.
-        slots: int64 [L] or [B, L], which of the M inputs has the output that predicts each token, 0 where none has;
-            ``None``: see `Alignment.outputs`.
-        length: L, tokens that are predicted, a clean prefix included.
+        slots: int64 [L - P] or [B, L - P], which of the M inputs has the output that predicts each token after the
+            prefix, 0 where none has; ``None``: see `Alignment.outputs`.
+        length: L, tokens of the text, a clean prefix included.
         prefix: P, tokens of the clean prefix.
+        past: keys and values of positions that are attended to beside the M inputs, as the first columns of the mask.
     """
 
     ids: Tensor
@@ -45,11 +47,26 @@ class TrunkInput:
     slots: Tensor | None
     length: int
     prefix: int
+    past: Stored | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether attention is causal where there is no mask; else it is full, to everything that is stored too."""
+        return self.alignment.causal and self.past is None
+
+    def whole_mask(self) -> Mask:
+        """Return the mask that stands for none, for kernels that need one."""
+        device = self.ids.device
+        if self.past is None:
+            return plain_mask(self.ids.shape[1], self.causal, device)
+        keys = torch.cat([self.past.positions, self.positions])
+        visible = torch.ones(1, 1, len(self.positions), len(keys), dtype=torch.bool, device=device)
+        return Mask(visible, self.positions, key_positions=keys)
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Return hidden states [B, L - P, D] whose rows predict the tokens after the prefix, from outputs [B, M, D]."""
-        if self.slots is not None:
-            slots = self.slots[..., self.prefix :]
+        slots = self.slots
+        if slots is not None:
             if slots.ndim == 1:
                 return hidden[:, slots]
             return hidden.gather(1, slots[:, :, None].expand(-1, -1, hidden.shape[2]))
@@ -112,7 +129,7 @@ def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, 
         mask=layout.mask if mask is layout.mask.visible else Mask(mask, at, layout.mask.tiles),
         causal_window=_causal_window(inputs.attention, alignment),
         alignment=alignment,
-        slots=layout.outputs,
+        slots=layout.outputs[prefix:],
         length=length,
         prefix=prefix,
     )

@@ -8,7 +8,13 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Shard
 
 from dlmkit.backbones.base import Backbone
@@ -44,6 +50,7 @@ def shard(backbone: Backbone, mesh: DeviceMesh, device: torch.device, cpu_offloa
     for layer in backbone.sharding_units():
         fully_shard(layer, mesh=mesh[DATA], offload_policy=offload)
     fully_shard(backbone, mesh=mesh[DATA], reshard_after_forward=False, offload_policy=offload)
+    register_fsdp_forward_method(backbone, "prefill")  # it runs the trunk, too
     if backbone.deferred is not None:
         _make(backbone, whole, torch.device("cpu") if cpu_offload else device)
 

@@ -8,15 +8,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains, plain_mask
-from dlmkit.backbones.base import Backbone
+from dlmkit.backbones.attention import FLEX, Mask, check_flex_trains
+from dlmkit.backbones.caching import CachingBackbone, States
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.hf.attention import TILED
+from dlmkit.backbones.hf.cache import dynamic_cache, layers_of
 from dlmkit.backbones.hf.families import (
     FAMILIES,
     KERNELS,
     family_of,
     fuse_activation,
+    has_windows,
     tensor_parallel_plan,
     with_windows,
 )
@@ -27,7 +29,7 @@ from dlmkit.ranges import checked
 from dlmkit.types import NetworkInput
 
 
-class HFBackbone(Backbone):
+class HFBackbone(CachingBackbone):
     """A causal LM turned bidirectional by `config.is_causal = False`, without patches or subclasses.
 
     Source: arXiv 2410.17891, section 3.2: full attention, the shift kept, no time embedding (t is not read).
@@ -85,6 +87,7 @@ class HFBackbone(Backbone):
         self.model: PreTrainedModel = build_model(name, model_config, attention)
         added = resize_embeddings(self.model, vocab_size, name)
         self.remarks = () if added is None else (added,)
+        self._recomputes = gradient_checkpointing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # In a tuple, so that torch does not register the model a second time.
@@ -94,15 +97,28 @@ class HFBackbone(Backbone):
     def forward(self, inputs: NetworkInput) -> HeadPrediction:
         """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
         trunk = self.trunk_input(inputs)
-        self._use_kernel(self._kernel(trunk), trunk.ids.device)
-        positions = {}
-        if self.family.takes_positions or trunk.slots is not None:
-            positions["position_ids"] = trunk.positions.expand(trunk.ids.shape)
         # The trunk is called apart from the head, so that the head runs at selected positions only.
-        outputs = self.model.base_model(
-            input_ids=trunk.ids, attention_mask=self._kernel_mask(trunk), use_cache=False, **positions
-        )
-        return HeadPrediction(trunk.outputs(outputs.last_hidden_state), self.head, self.mask_id)
+        return HeadPrediction(trunk.outputs(self.run_trunk(trunk).hidden), self.head, self.mask_id)
+
+    def run_trunk(self, trunk: TrunkInput, keep: bool = False) -> States:
+        """Return the states that the model gives to its head. See :class:`CachingBackbone`."""
+        mask = trunk.mask
+        if mask is None and trunk.past is not None and has_windows(self.family, self.model.config):
+            mask = trunk.whole_mask()  # transformers would place windows as if the keys were one text
+        self._use_kernel(self._kernel(mask), trunk.ids.device)
+        optional: dict[str, Any] = {"attention_mask": self._kernel_mask(trunk, mask)}
+        if self.family.takes_positions or trunk.slots is not None:
+            optional["position_ids"] = trunk.positions.expand(trunk.ids.shape)
+        cache = None
+        if keep or trunk.past is not None:
+            cache = optional["past_key_values"] = dynamic_cache(trunk.past)
+        outputs = self.model.base_model(input_ids=trunk.ids, use_cache=False, **optional)
+        return States(outputs.last_hidden_state, layers_of(cache) if keep and cache is not None else ())
+
+    @property
+    def may_cache(self) -> bool:
+        """Not while activations are recomputed: transformers' layers then drop the keys that they are given."""
+        return self.supports_cache and not (self.training and self._recomputes)
 
     @property
     def head(self) -> Head:
@@ -151,10 +167,10 @@ class HFBackbone(Backbone):
         attention = 12 * config.num_hidden_layers * config.hidden_size * length * (0.5 if self.causal else 1.0)
         return 6.0 * (trunk + head * head_fraction) + attention
 
-    def _kernel(self, trunk: TrunkInput) -> str:
-        if trunk.mask is None:
+    def _kernel(self, mask: Mask | None) -> str:
+        if mask is None:
             return self.attention
-        in_tiles = trunk.mask.tiles is not None and self.attention_with_mask == "sdpa" and self.family.has_interface
+        in_tiles = mask.tiles is not None and self.attention_with_mask == "sdpa" and self.family.has_interface
         return TILED if in_tiles else self.attention_with_mask
 
     def _use_kernel(self, name: str, device: torch.device) -> None:
@@ -163,12 +179,11 @@ class HFBackbone(Backbone):
         if self.model.config._attn_implementation != name:
             self.model.set_attn_implementation(name)
 
-    def _kernel_mask(self, trunk: TrunkInput) -> Any:
+    def _kernel_mask(self, trunk: TrunkInput, mask: Mask | None) -> Any:
         """Return the mask in the form of this pass's kernel; a dictionary of them where layers differ."""
-        mask = trunk.mask
         if mask is None and self.model.config._attn_implementation == FLEX:
             # Without one, transformers would build and compile its flex mask in every pass.
-            mask = plain_mask(trunk.ids.shape[1], self.causal, trunk.ids.device)
+            mask = trunk.whole_mask()
         if mask is None:
             return None
         masks = with_windows(mask, self.family, self.model.config, trunk.causal_window)
