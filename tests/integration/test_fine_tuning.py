@@ -126,6 +126,46 @@ def test_adapters(pretrained, pairs):
     torch.testing.assert_close(theirs[..., kept], mine[..., kept], rtol=1e-4, atol=1e-5)
 
 
+def test_adapters_on_four_bits(pretrained, pairs):
+    """As above: trained, resumed to the bit, sampled, and exported with a line on what the weights are."""
+    pytest.importorskip("torchao", reason="the extra `quantized` is not installed")
+    settings = [*LORA, "backbone.lora.quantize=4bit", "optimizer=adamw_8bit"]
+    assert tune("whole", *settings).code == 0
+    saved = weights(Path("whole"))
+    assert all("lora_" in name or "embed_tokens" in name for name in saved)
+    assert summary(Path("whole"))["params"] == load(Path("whole")).backbone.num_params
+    assert tune("parts", *settings, stop_at(2)).code == 130
+    assert tune("parts", *settings, "if_exists=resume").code == 0
+    torch.testing.assert_close(weights(Path("parts")), saved, rtol=0, atol=0)
+    outcome = dlmkit("sample", "whole", "--prompt", "1 + 1", "--steps", "2", "--num-samples", "1")
+    assert outcome.code == 0, outcome.err
+
+    network = load(Path("whole")).backbone
+    outcome = dlmkit("export", "whole", "merged")
+    assert outcome.code == 0, outcome.err
+    assert "written as the float32 numbers" in outcome.err
+    exported = load(Path("merged")).backbone
+    x = torch.randint(250, (2, 9), generator=torch.Generator().manual_seed(0))
+    where = torch.ones_like(x, dtype=torch.bool)
+    with torch.no_grad():
+        one, other = (net(NetworkInput(x, torch.zeros(2))).logits(where) for net in (network, exported))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_four_bits_that_cannot_be_are_refused(pretrained, pairs):
+    pytest.importorskip("torchao", reason="the extra `quantized` is not installed")
+    four = "backbone.lora.quantize=4bit"
+    for overrides, message in (
+        ([four], "with rank 0"),
+        ([*LORA, four, "strategy=fsdp2"], "backbone.lora.quantize=4bit packs numbers in blocks"),
+        ([*LORA, "backbone.lora.quantize=8bit"], "backbone.lora.quantize '8bit'"),
+    ):
+        outcome = tune("run", *overrides)
+        assert outcome.code == 2, overrides
+        assert message in outcome.line
+        assert not Path("run").exists()
+
+
 def test_what_is_refused(pretrained, pairs):
     for overrides, message in (
         (["backbone.lora.rank=-1"], "rank -1"),

@@ -133,6 +133,15 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
         """Number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def weight_bytes(self, each: int) -> int:
+        """Return the bytes of the weights on one process, `each` for a number."""
+        return each * self.num_params
+
+    @property
+    def divisible(self) -> bool:
+        """Whether FSDP2 can split the weights over processes."""
+        return True
+
     def trunk_input(self, inputs: NetworkInput) -> TrunkInput:
         """Return what the trunk reads, its length checked.
 
