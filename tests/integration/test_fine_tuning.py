@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from yaml import safe_load as yaml
 
 from dlmkit.callbacks.exact_match import answer_of
+from dlmkit.checkpoints.container import write
 from dlmkit.checkpoints.load import load
 from dlmkit.runs.contents import foreign_entry
 from dlmkit.types import NetworkInput
@@ -88,6 +91,31 @@ def test_answers():
     assert answer_of("16 - 3 = 13 #### 1,234 ", "####") == "1234"
     assert answer_of("#### 3 #### 4", "####") == "4"
     assert answer_of("no marker", "####") == ""
+
+
+def test_a_run_needs_its_pretrained_folder_no_more(pretrained, pairs):
+    """All weights are in its checkpoint, and so is what the network is made of: it samples and exports as before."""
+    assert tune("run").code == 0
+    request = ("sample", "run", "--prompt", "1 + 1", "--steps", "4", "--num-samples", "2")
+    before = dlmkit(*request)
+    assert dlmkit("export", "run", "before").code == 0
+    assert before.code == 0, before.err
+    shutil.rmtree(pretrained)
+    assert dlmkit(*request).out == before.out
+    assert dlmkit("export", "run", "after").code == 0
+    for file in sorted(Path("before").iterdir()):
+        assert file.read_bytes() == (Path("after") / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("network", ["{_target_: os.system, command: touch harmed}", "{n_embd: '${oc.env:HOME}'}"])
+def test_a_foreign_network_in_a_checkpoint_is_not_called(pretrained, pairs, network):
+    assert tune("run").code == 0
+    content = checkpoint(Path("run"))
+    write(Path("run/checkpoints/last.ckpt"), {**content, "settings": {"block_size": None, "network": yaml(network)}})
+    outcome = dlmkit("sample", "run", "--num-samples", "1", "--steps", "1")
+    assert outcome.code == 2
+    assert "settings.network" in outcome.line
+    assert not Path("harmed").exists()
 
 
 def test_adapters(pretrained, pairs):

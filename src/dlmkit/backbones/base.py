@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,10 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
 
     saves_frozen: bool = True
     """Whether a checkpoint holds weights that are not trained; false where they come from a pretrained model."""
+
+    pretrained_config: dict[str, Any] | None = None
+    """`config` of a pretrained network whose weights are all in a checkpoint: it is built again from that, without the
+    model's folder. ``None`` for any other network."""
 
     remarks: tuple[str, ...] = ()
     """What a user who begins to train it should know of how it was made; a line each."""

@@ -21,7 +21,7 @@ from dlmkit.backbones.hf.families import (
     with_windows,
 )
 from dlmkit.backbones.hf.four_bit import FourBitLinear
-from dlmkit.backbones.hf.loading import build_model, embeddings_of, model_config_of, resize_embeddings
+from dlmkit.backbones.hf.loading import build_model, config_again, embeddings_of, model_config_of, resize_embeddings
 from dlmkit.backbones.hf.lora import add_lora, check_lora, merge_lora
 from dlmkit.backbones.inputs import TrunkInput
 from dlmkit.notices import notice
@@ -78,6 +78,7 @@ class HFBackbone(Backbone):
         super().__init__(vocab_size, mask_id, causal, shift, _bos_to_prepend(bos, bos_id, shift))
         check_lora(lora)
         model_config = model_config_of(name, config, vocab_size)
+        own_config = config_again(model_config)
         self.family = family_of(model_config)
         self.attention = attention
         self.attention_with_mask = attention_with_mask or ("sdpa" if attention == "flash_attention_2" else attention)
@@ -94,6 +95,7 @@ class HFBackbone(Backbone):
             _check_quantize(lora["rank"], name is not None or self.model.device.type == "meta")
         self._tuner = (add_lora(self.model, **lora),) if lora["rank"] else ()
         self.saves_frozen = name is None or not self._tuner
+        self.pretrained_config = own_config if name is not None and self.saves_frozen else None
 
     def forward(self, inputs: NetworkInput) -> HeadPrediction:
         """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
