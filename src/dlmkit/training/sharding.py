@@ -68,7 +68,8 @@ def shard(backbone: Backbone, mesh: DeviceMesh, device: torch.device, cpu_offloa
     for layer in backbone.sharding_units():
         fully_shard(layer, mesh=mesh[DATA], offload_policy=offload)
     fully_shard(backbone, mesh=mesh[DATA], reshard_after_forward=False, offload_policy=offload)
-    register_fsdp_forward_method(backbone, "prefill")  # it runs the trunk, too
+    for method in ("prefill", "freeze"):  # they run the trunk, too
+        register_fsdp_forward_method(backbone, method)
     if backbone.deferred is not None:
         _make(backbone, whole, torch.device("cpu") if cpu_offload else device)
 
