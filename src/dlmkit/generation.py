@@ -108,31 +108,44 @@ def generate(
     rows = torch.arange(len(canvas.tokens), device=canvas.tokens.device)
     if isinstance(noise, int):
         noise = row_noise(rows, noise)
-    state = sampler.init(canvas)
-    num_steps = sampler.num_steps(canvas, num_steps)
     tokens = torch.where(canvas.fixed, canvas.tokens, prior_sample(process, canvas.tokens.shape[1], noise))
-    times = sampler.times(num_steps).to(tokens.device)
-    passes, index = torch.zeros_like(rows), 0
+    state, passes, taken = sampler.init(canvas), torch.zeros_like(rows), 0
+    num_steps = sampler.num_steps(canvas, num_steps)
+    for event in _steps(denoiser, process, sampler, tokens, canvas.fixed, state, num_steps, noise, stop_id):
+        tokens[event.rows] = event.after
+        passes[event.rows] += event.passes
+        taken = event.index + 1
+        if on_step is not None:
+            on_step(event)
+    return Generated(tokens, canvas.fixed, passes, taken)
+
+
+def _steps(
+    denoiser: Denoiser,
+    process: ForwardProcess,
+    sampler: Sampler[Any],
+    tokens: Tensor,
+    fixed: Tensor,
+    state: Any,
+    num_steps: int,
+    noise: RowNoise,
+    stop_id: int | None,
+) -> Iterator[Event]:
+    """Yield the steps of the rows that are not finished; the caller writes what they lead to into `tokens` [B, L]."""
+    rows, times = torch.arange(len(tokens), device=tokens.device), sampler.times(num_steps).to(tokens.device)
     for index in range(num_steps):
-        undecided = sampler.undecided(process, tokens[rows], canvas.fixed[rows], state)
-        going = ~_finished(undecided, tokens[rows], canvas.fixed[rows], stop_id)
+        undecided = sampler.undecided(process, tokens[rows], fixed[rows], state)
+        going = ~_finished(undecided, tokens[rows], fixed[rows], stop_id)
         if not going.all():
             left = going.nonzero()[:, 0]
             rows, state, noise = rows[left], sampler.select(state, left), noise.select(left)
             if not len(rows):
-                break
-        before, fixed = tokens[rows], canvas.fixed[rows]
+                return
         t, s = times[index : index + 2, None].expand(2, len(rows))
-        step = Step(index, num_steps, t, s, fixed, fixed, noise.at(step=index))
-        done = sampler.step(denoiser, process, before, step, state)
-        event = Event(index, num_steps, rows, before, done.tokens, done.reading, t)
-        state, tokens[rows] = done.state, done.tokens
-        passes[rows] += event.passes
-        if on_step is not None:
-            on_step(event)
-    else:
-        index += 1
-    return Generated(tokens, canvas.fixed, passes, index)
+        step = Step(index, num_steps, t, s, fixed[rows], fixed[rows], noise.at(step=index))
+        done = sampler.step(denoiser, process, tokens[rows], step, state)
+        state = done.state
+        yield Event(index, num_steps, rows, tokens[rows], done.tokens, done.reading, t)
 
 
 def _finished(undecided: Tensor, tokens: Tensor, fixed: Tensor, stop_id: int | None) -> Tensor:
