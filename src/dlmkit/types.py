@@ -273,6 +273,21 @@ class Denoiser(Protocol):
             cache: of what comes before `tokens`; ``None`` at the start of the text.
         """
 
+    def freeze(self, tokens: Tensor, t: Tensor, start: int, stop: int, around: str) -> Cache:
+        """Return a cache of what is around a run of noisy tokens, at this state; x_t of later calls is the run.
+
+        What they predict is right at this state, and later unless the cache is `exact` an approximation, since what is
+        kept learns of no changes (arXiv 2505.22618).
+
+        Args:
+            tokens: the whole text, int64 [B, L], with its times `t`, float64 [B].
+            start, stop: the run, tokens [start, stop).
+            around: "prefix": what is before the run is kept, and stop = L; "both": what is after it too.
+
+        Raises:
+            ValueError: there is no such run, or the denoiser is behind a prefix with exact caches.
+        """
+
 
 @dataclass(frozen=True)
 class TokenLoss:

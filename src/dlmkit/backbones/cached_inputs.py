@@ -41,9 +41,9 @@ def prefix_input(text: TokenPrefix, stored: Stored | None, alignment: Alignment)
         mask=_prefix_mask(first, stop, text.block_size, alignment, device),
         causal_window=alignment.causal,
         alignment=alignment,
-        slots=positions - first,
+        slots=positions[:0],
         length=text.length,
-        prefix=text.length,
+        predicted=slice(0),
         past=stored,
     )
 
@@ -68,6 +68,12 @@ def _prefix_mask(
     return Mask((order[first:, None] >= order[None, :])[None, None], positions[first:], key_positions=positions)
 
 
+def run_of_positions(start: int, stop: int, alignment: Alignment) -> tuple[int, int]:
+    """Return the input positions, the first one and the end, at which tokens [start, stop) stand or are predicted."""
+    before = int(alignment.has_bos)
+    return max(start + before - int(alignment.shift), 0), stop + before
+
+
 def reads_stored(inputs: NetworkInput, cache: KeyValueCache, alignment: Alignment) -> bool:
     """Return whether a call is one that the stored keys and values are right for; the others read the text again.
 
@@ -80,10 +86,18 @@ def reads_stored(inputs: NetworkInput, cache: KeyValueCache, alignment: Alignmen
 
 
 def input_behind(inputs: NetworkInput, cache: KeyValueCache, alignment: Alignment) -> TrunkInput:
-    """Return the pass over the input positions that predict x_t, and those that x_t stands at."""
+    """Return the pass over the input positions that predict x_t, and those that x_t stands at.
+
+    Raises:
+        ValueError: the cache is of what is around another number of tokens.
+    """
     num, start = inputs.x_t.shape[1], cache.length
     device = inputs.x_t.device
     before, early = int(alignment.has_bos), int(alignment.shift)
+    if cache.num_tokens not in (None, num):
+        raise ValueError(
+            f"x_t has {num} tokens, and the cache is of what is around {cache.num_tokens}: give these, or freeze again"
+        )
     # No prediction of a causal network depends on the last token.
     stop = start + num + before - int(alignment.causal)
     positions = torch.arange(cache.first, stop, device=device)
@@ -92,15 +106,15 @@ def input_behind(inputs: NetworkInput, cache: KeyValueCache, alignment: Alignmen
         keys = torch.arange(stop, device=device)
         mask = Mask((positions[:, None] >= keys[None, :])[None, None], positions, key_positions=keys)
     return TrunkInput(
-        ids=_all_ids(torch.cat([cache.text.tokens, inputs.x_t], dim=1), alignment)[:, cache.first : stop],
+        ids=_all_ids(cache.text.around(inputs.x_t), alignment)[:, cache.first : stop],
         positions=positions,
         t=inputs.t if inputs.t.ndim == 1 else inputs.t[:, -1],
         mask=mask,
         causal_window=alignment.causal,
         alignment=alignment,
-        slots=torch.arange(start + before - early - cache.first, len(positions), device=device)[:num],
+        slots=(torch.arange(num, device=device) + start + before - early - cache.first).clamp(min=0),
         length=start + num,
-        prefix=start,
+        predicted=slice(start, start + num),
         past=cache.stored,
     )
 

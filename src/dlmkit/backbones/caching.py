@@ -1,4 +1,4 @@
-"""Networks that keep keys and values of a clean prefix."""
+"""Networks that keep keys and values of a clean prefix, or for a while those of noisy tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
-from dlmkit.backbones.cached_inputs import input_behind, num_kept, prefix_input, reads_stored
+from dlmkit.backbones.cached_inputs import (
+    input_behind,
+    num_kept,
+    prefix_input,
+    reads_stored,
+    run_of_positions,
+)
 from dlmkit.backbones.inputs import TrunkInput
 from dlmkit.backbones.kv_cache import KeyValueCache, KeyValues, Stored
-from dlmkit.prefix import TokenPrefix
+from dlmkit.prefix import TokenPrefix, tokens_around
 from dlmkit.types import Cache, NetworkInput
 
 
@@ -30,7 +36,7 @@ class States(NamedTuple):
 
 
 class CachingBackbone(Backbone):
-    """A backbone whose `prefill` keeps keys and values, where predictions with them are exact.
+    """A backbone whose `prefill` keeps keys and values where predictions with them are exact, and `freeze` always.
 
     So they are behind the clean prefix of a causal network, and in block diffusion, where no clean position attends to
     a noisy one. A bidirectional network without blocks reads the prefix again: there every position attends to all.
@@ -53,6 +59,7 @@ class CachingBackbone(Backbone):
         Only positions that `cache` has not are computed, and it stays as it is.
         """
         earlier = cache if isinstance(cache, KeyValueCache) else None
+        assert earlier is None or earlier.exact, "what is frozen is no prefix"
         text = super().prefill(tokens, block_size, cache if earlier is None else earlier.text)
         assert isinstance(text, TokenPrefix)
         if not self.may_cache or self.causal != (text.block_size is None):
@@ -64,7 +71,25 @@ class CachingBackbone(Backbone):
             layers = self.run_trunk(trunk, keep=True).layers
             before = [] if stored is None else [stored.positions]
             stored = Stored(torch.cat([*before, trunk.positions]), layers)
-        return KeyValueCache(text, stored, num_kept(text, self.alignment), exact=True)
+        return KeyValueCache(text, stored, num_kept(text, self.alignment))
+
+    def freeze(self, tokens: Tensor, t: Tensor, start: int, stop: int, around: str) -> Cache:
+        """Return the keys and values around a run of `tokens`, from one pass. See :class:`dlmkit.types.Denoiser`.
+
+        With a shift the run begins at the input before it, whose output predicts its first token. A causal network
+        reads the tokens again: it has `prefill`, which is exact.
+        """
+        text = tokens_around(tokens, start, stop, around)
+        if self.causal or not self.may_cache:
+            return text
+        trunk = super().trunk_input(NetworkInput(tokens, t))
+        first, end = run_of_positions(start, stop, self.alignment)
+        kept = torch.cat([trunk.positions[:first], trunk.positions[end:]])
+        if len(kept) == 0:
+            return text
+        layers = self.run_trunk(trunk, keep=True).layers
+        outside = tuple(KeyValues(*(each.index_select(2, kept) for each in layer)) for layer in layers)
+        return KeyValueCache(text, Stored(kept, outside), first, num_tokens=stop - start)
 
     def trunk_input(self, inputs: NetworkInput) -> TrunkInput:
         """Return what the trunk reads: behind what is stored the new positions alone. See :class:`Backbone`."""

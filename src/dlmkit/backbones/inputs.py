@@ -20,7 +20,7 @@ from dlmkit.types import Attention, Context, NetworkInput
 class TrunkInput:
     """What a network's trunk reads. M inputs: the tokens, a BOS, and with clean context the clean copies beside them.
 
-    L counts the P tokens of a clean prefix here, unlike in `NetworkInput`.
+    L counts the tokens of a cache here, unlike in `NetworkInput`; N of them are predicted.
 
     Attributes:
         ids: int64 [B, M].
@@ -31,10 +31,10 @@ class TrunkInput:
             documents nor annealing, the same object at every step.
         causal_window: whether a sliding window of w reaches w - 1 positions back (causal attention) rather than w.
         alignment: of inputs and outputs.
-        slots: int64 [L - P] or [B, L - P], which of the M inputs has the output that predicts each token after the
-            prefix, 0 where none has; ``None``: see `Alignment.outputs`.
-        length: L, tokens of the text, a clean prefix included.
-        prefix: P, tokens of the clean prefix.
+        slots: int64 [N] or [B, N], which of the M inputs has the output that predicts each token, 0 where none has;
+            ``None``: see `Alignment.outputs`.
+        length: L, tokens of the text.
+        predicted: which of them are predicted.
         past: keys and values of positions that are attended to beside the M inputs, as the first columns of the mask.
     """
 
@@ -46,7 +46,7 @@ class TrunkInput:
     alignment: Alignment
     slots: Tensor | None
     length: int
-    prefix: int
+    predicted: slice
     past: Stored | None = None
 
     @property
@@ -64,13 +64,13 @@ class TrunkInput:
         return Mask(visible, self.positions, key_positions=keys)
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        """Return hidden states [B, L - P, D] whose rows predict the tokens after the prefix, from outputs [B, M, D]."""
+        """Return hidden states [B, N, D] whose rows predict the tokens that are asked about, from outputs [B, M, D]."""
         slots = self.slots
         if slots is not None:
             if slots.ndim == 1:
                 return hidden[:, slots]
             return hidden.gather(1, slots[:, :, None].expand(-1, -1, hidden.shape[2]))
-        return self.alignment.outputs(hidden, self.length)[:, self.prefix :]
+        return self.alignment.outputs(hidden, self.length)[:, self.predicted]
 
 
 def trunk_input(inputs: NetworkInput, alignment: Alignment) -> TrunkInput:
@@ -80,16 +80,17 @@ def trunk_input(inputs: NetworkInput, alignment: Alignment) -> TrunkInput:
         inputs: x_t with its times, documents, clean context, attention and prefix.
         alignment: of the network.
     """
-    prefix = 0 if inputs.cache is None else inputs.cache.length
+    before = 0 if inputs.cache is None else inputs.cache.length
+    predicted = slice(before, before + inputs.x_t.shape[1])
     inputs = expand_prefix(inputs)
     context = inputs.context
     # One block has no context: the plain pass, with the plain kernel.
     if context is None or context.block_size >= inputs.x_t.shape[1]:
-        return _plain(inputs, alignment, prefix)
-    return _with_context(inputs, context, alignment, prefix)
+        return _plain(inputs, alignment, predicted)
+    return _with_context(inputs, context, alignment, predicted)
 
 
-def _plain(inputs: NetworkInput, alignment: Alignment, prefix: int) -> TrunkInput:
+def _plain(inputs: NetworkInput, alignment: Alignment, predicted: slice) -> TrunkInput:
     ids, segments = alignment.ids(inputs.x_t), alignment.segments(inputs.segments)
     visible = _annealed(inputs.attention, ids, alignment)
     mask = attention_mask(ids.shape[1], ids.device, causal=alignment.causal, segments=segments, visible=visible)
@@ -103,11 +104,11 @@ def _plain(inputs: NetworkInput, alignment: Alignment, prefix: int) -> TrunkInpu
         alignment=alignment,
         slots=None,
         length=inputs.x_t.shape[1],
-        prefix=prefix,
+        predicted=predicted,
     )
 
 
-def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, prefix: int) -> TrunkInput:
+def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, predicted: slice) -> TrunkInput:
     """Return the pass over [x_t | x_0] of block diffusion, see :mod:`dlmkit.backbones.block_layout`."""
     noisy, segments, length = alignment.ids(inputs.x_t), alignment.segments(inputs.segments), inputs.x_t.shape[1]
     layout = block_layout(
@@ -129,9 +130,9 @@ def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, 
         mask=layout.mask if mask is layout.mask.visible else Mask(mask, at, layout.mask.tiles),
         causal_window=_causal_window(inputs.attention, alignment),
         alignment=alignment,
-        slots=layout.outputs[prefix:],
+        slots=layout.outputs[predicted],
         length=length,
-        prefix=prefix,
+        predicted=predicted,
     )
     # Where a mask has tiles: on a CPU, and long enough. On a GPU shapes had better not change from step to step.
     if context.read is None or layout.mask.tiles is None:

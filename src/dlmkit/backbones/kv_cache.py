@@ -43,13 +43,18 @@ class KeyValueCache:
         text: the tokens themselves, for passes that cannot use what is stored.
         stored: keys and values; ``None`` where there are none yet.
         first: the first input position that later calls read; n for a clean prefix.
-        exact: whether predictions are those of a pass over all the tokens.
+        num_tokens: how many tokens a call asks about; ``None`` for any number.
     """
 
     text: TokenPrefix
     stored: Stored | None
     first: int
-    exact: bool
+    num_tokens: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether predictions are those of a pass over all the tokens; not behind what was frozen."""
+        return self.num_tokens is None
 
     @property
     def length(self) -> int:

@@ -221,16 +221,38 @@ def law_prefix_is_equivalent(backbone: Backbone) -> Iterator[Finding]:
         yield at_most("a cache does not change", again, PREFIX_ERROR, f"the second use of {kind} is off by {again:.2g}")
 
 
+@law()
+def law_frozen_tokens_are_right_at_first(backbone: Backbone) -> Iterator[Finding]:
+    """At the state where it was made, a cache of `freeze` gives the predictions of the whole text, in any rows."""
+    x_t = torch.cat([some_tokens(backbone, seed) for seed in (1, 2)])
+    t, rows = torch.tensor([0.5, 0.25], dtype=torch.float64), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        whole = _finite(backbone, NetworkInput(x_t, t))
+        for around, stop in (("prefix", LENGTH), ("both", PREFIX)):
+            cache = backbone.freeze(x_t, t, BLOCK_SIZE, stop, around)
+            run = x_t[:, BLOCK_SIZE:stop]
+            for chosen in (torch.arange(2), rows):
+                found = _finite(backbone, NetworkInput(run[chosen], t[chosen], cache=cache.select(chosen)))
+                error = _share(found, whole[chosen, BLOCK_SIZE:stop])
+                meaning = f"logits with around={around} are off by a share of {error:.2g} before anything has changed"
+                yield at_most("frozen = whole text", error, PREFIX_ERROR, meaning)
+
+
 @torch.no_grad()
 def _after_prefix(backbone: Backbone, x_t: Tensor, cache: Cache | None, block_size: int | None) -> Tensor:
-    """Return the finite logits of what follows the prefix, [B, N, V or V - 1]; without a cache from one whole pass."""
+    """Return the logits of what follows the prefix, [B, L - P, V]; without a cache from one whole pass."""
     t = torch.full((len(x_t),), 0.5, dtype=torch.float64)
     inputs, rest = NetworkInput(x_t[:, PREFIX:], t, cache=cache), slice(0, None)
     if cache is None:
         context = None if block_size is None else Context(x_t, block_size, last=True)
         inputs, rest = NetworkInput(x_t, t, context=context), slice(PREFIX, None)
+    return _finite(backbone, inputs)[:, rest]
+
+
+def _finite(backbone: Backbone, inputs: NetworkInput) -> Tensor:
+    """Return logits [B, L, V], with zeros for the mask."""
     logits = backbone(inputs).logits(torch.ones_like(inputs.x_t, dtype=torch.bool)).unflatten(0, inputs.x_t.shape)
-    return logits[:, rest].masked_fill(logits[:, rest].isneginf(), 0.0)
+    return logits.masked_fill(logits.isneginf(), 0.0)
 
 
 def _share(one: Tensor, whole: Tensor) -> float:
@@ -244,4 +266,5 @@ LAWS = [
     law_block_masking,
     law_mask_is_never_predicted,
     law_prefix_is_equivalent,
+    law_frozen_tokens_are_right_at_first,
 ]

@@ -11,12 +11,13 @@ from dlmkit.backbones.attention import Mask, annealed_visibility
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
 from dlmkit.backbones.head import HeadPrediction
-from dlmkit.backbones.kv_cache import KeyValueCache
+from dlmkit.backbones.kv_cache import KeyValueCache, KeyValues, Stored
 from dlmkit.laws import backbones as laws
 from dlmkit.laws.backbones import (
     law_annealing_keeps_the_past,
     law_attends_where_it_may,
     law_document_masking,
+    law_frozen_tokens_are_right_at_first,
     law_mask_is_never_predicted,
     law_prefix_is_equivalent,
     with_random_weights,
@@ -170,6 +171,37 @@ class LengthensInPlace(DiT):
         return kept
 
 
+class FreezesAsClean(DiT):
+    """What is frozen is read as of t = 0."""
+
+    def freeze(self, tokens, t, start, stop, around):
+        return super().freeze(tokens, torch.zeros_like(t), start, stop, around)
+
+
+class RunsWithoutTheInputBefore(DiT):
+    """The run begins where its first token stands, not at the input that predicts it."""
+
+    def freeze(self, tokens, t, start, stop, around):
+        kept = super().freeze(tokens, t, start, stop, around)
+        return replace(kept, first=kept.first + 1)
+
+
+class AttendsTwice(DiT):
+    """What is frozen is there twice."""
+
+    def freeze(self, tokens, t, start, stop, around):
+        kept = super().freeze(tokens, t, start, stop, around)
+        layers = tuple(KeyValues(*(torch.cat([each, each], dim=2) for each in layer)) for layer in kept.stored.layers)
+        return replace(kept, stored=Stored(torch.cat([kept.stored.positions] * 2), layers))
+
+
+class FreezesOneSideOnly(DiT):
+    """What comes after the run is left out."""
+
+    def freeze(self, tokens, t, start, stop, around):
+        return super().freeze(tokens[:, :stop], t, start, stop, around)
+
+
 def mutant(kind: type[DiT], causal: bool, *caught_by) -> Mutant:
     title = f"{kind.__name__}-{'causal' if causal else 'bidirectional'}"
     return Mutant(network, (kind, causal), caught_by=caught_by, title=title)
@@ -195,6 +227,10 @@ MUTANTS = [
     mutant(SelectsTokensAlone, True, law_prefix_is_equivalent),
     mutant(LengthensInPlace, False, law_prefix_is_equivalent),
     mutant(LengthensInPlace, True, law_prefix_is_equivalent),
+    mutant(FreezesAsClean, False, law_frozen_tokens_are_right_at_first),
+    mutant(RunsWithoutTheInputBefore, False, law_frozen_tokens_are_right_at_first),
+    mutant(AttendsTwice, False, law_frozen_tokens_are_right_at_first),
+    mutant(FreezesOneSideOnly, False, law_frozen_tokens_are_right_at_first),
 ]
 
 RIGHT_PARTS = [

@@ -22,9 +22,11 @@ from dlmkit.backbones.hf.families import (
     tensor_parallel_plan,
     with_windows,
 )
-from dlmkit.backbones.hf.loading import build_model, embeddings_of, model_config_of, resize_embeddings
+from dlmkit.backbones.hf.four_bit import FourBitLinear
+from dlmkit.backbones.hf.loading import build_model, config_again, embeddings_of, model_config_of, resize_embeddings
 from dlmkit.backbones.hf.lora import add_lora, check_lora, merge_lora
 from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.notices import notice
 from dlmkit.ranges import checked
 from dlmkit.types import NetworkInput
 
@@ -46,14 +48,14 @@ class HFBackbone(CachingBackbone):
         attention_with_mask: kernel of passes with a dense mask (annealing, document masking), which flash attention
             does not support; ``None`` for `attention`, or "sdpa" where that is "flash_attention_2".
         gradient_checkpointing: recompute activations in the backward pass, layer by layer.
-        lora: rank, alpha, dropout and train_embeddings of low-rank adapters, which are then all that is trained; rank 0
-            for none.
+        lora: rank, alpha, dropout, train_embeddings and quantize of low-rank adapters (`lora.add_lora`), which are then
+            all that is trained; rank 0 for none.
         name: hub name or local folder of a pretrained model; ``None`` builds `config` from scratch.
         config: keywords of the model's configuration, `model_type` among them, when `name` is ``None``.
 
     Raises:
         ValueError: a family that is not supported, a name that cannot be found, weights that are damaged or do not
-            fit, a kernel that the family does not support.
+            fit, a kernel that the family does not support, 4 bits of what was not pretrained or has no adapters.
     """
 
     name = "hf"
@@ -78,6 +80,7 @@ class HFBackbone(CachingBackbone):
         super().__init__(vocab_size, mask_id, causal, shift, _bos_to_prepend(bos, bos_id, shift))
         check_lora(lora)
         model_config = model_config_of(name, config, vocab_size)
+        own_config = config_again(model_config)
         self.family = family_of(model_config)
         self.attention = attention
         self.attention_with_mask = attention_with_mask or ("sdpa" if attention == "flash_attention_2" else attention)
@@ -91,8 +94,11 @@ class HFBackbone(CachingBackbone):
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # In a tuple, so that torch does not register the model a second time.
+        if lora.get("quantize"):
+            _check_quantize(lora["rank"], name is not None or self.model.device.type == "meta")
         self._tuner = (add_lora(self.model, **lora),) if lora["rank"] else ()
         self.saves_frozen = name is None or not self._tuner
+        self.pretrained_config = own_config if name is not None and self.saves_frozen else None
 
     def forward(self, inputs: NetworkInput) -> HeadPrediction:
         """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
@@ -132,7 +138,27 @@ class HFBackbone(CachingBackbone):
 
     def to_hugging_face(self) -> PreTrainedModel:
         """Return the model for `save_pretrained`, adapters merged; the backbone is used up by it."""
+        if self._in_four_bits:
+            notice("weights in 4 bits are written as the float32 numbers that they stand for, with adapters added")
         return merge_lora(self._tuner[0]) if self._tuner else self.model
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, tied ones counted once, and those in 4 bits as what they stand for."""
+        return super().num_params + sum(layer.num_weights for layer in self._in_four_bits)
+
+    def weight_bytes(self, each: int) -> int:
+        """Return the bytes of the weights, in 4 bits where they are. See :class:`Backbone`."""
+        return super().num_params * each + sum(layer.num_bytes for layer in self._in_four_bits)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether FSDP2 can split the weights: not those in 4 bits."""
+        return not self._in_four_bits
+
+    @property
+    def _in_four_bits(self) -> list[FourBitLinear]:
+        return [module for module in self.modules() if isinstance(module, FourBitLinear)]
 
     def sharding_units(self) -> list[nn.Module]:
         """Return the transformer layers, the units of sharding."""
@@ -219,6 +245,19 @@ def _check_kernels(attention: str, attention_with_mask: str, model_type: str) ->
         raise ValueError(
             "backbone.attention_with_mask flash_attention_2 takes no dense mask, which annealing and document"
             " masking need: set it to sdpa or flex_attention"
+        )
+
+
+def _check_quantize(rank: int, pretrained: bool) -> None:
+    if not rank:
+        raise ValueError(
+            "backbone.lora.quantize=4bit with rank 0: weights in 4 bits are not trained, set backbone.lora.rank=8 for"
+            " adapters that are, or quantize=null"
+        )
+    if not pretrained:
+        raise ValueError(
+            "backbone.lora.quantize=4bit with backbone.name null: only pretrained weights are worth keeping frozen,"
+            " name a model, or set quantize=null"
         )
 
 
