@@ -270,6 +270,7 @@ def run_config(objective: str, process: str, corruption: str, sampler: str) -> A
     return OmegaConf.create({**content, "length": 32})
 
 
+@pytest.mark.long
 def test_building_and_pairing_agree_on_every_combination_of_conf():
     groups = ("objective", "process", "corruption", "sampler")
     accepted = set()

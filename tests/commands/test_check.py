@@ -74,8 +74,7 @@ class KeyedByRow(Independent):
 @dataclass(frozen=True)
 class Greedy(Ancestral):
     temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
+    keeps_distribution = True
 
 
 class AttendsAcross(DiT):
@@ -173,10 +172,11 @@ def test_a_class_by_its_import_path(mine, capsys):
     [
         (["schedule=my_checked_parts.WrongSlope"], "derivative = autograd", "alpha's slope there is"),
         (["schedule=my_checked_parts.Breaks"], "runs from data to noise", "the part raised IndexError"),
-        (
+        pytest.param(
             ["objective=my_checked_parts.NoWeight", "schedule=linear"],
             "exact predictor: bound = -log p(x)",
             "nll is p_mask = ",
+            marks=pytest.mark.long,
         ),
         (["t_sampler=my_checked_parts.Early"], "weight of each tenth of the support", "the length of"),
         (["corruption=my_checked_parts.KeyedByRow"], "noise belongs to the sequence", "the rest of its batch"),
