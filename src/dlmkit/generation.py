@@ -97,8 +97,8 @@ def generate(
         num_steps: how many steps to take, at least 1; the sampler may take another number, see `Sampler.num_steps`.
         noise: the only source of randomness, on the canvas's device, or a seed for it.
         on_step: called after every step.
-        stop_id: id after which a row's text ends, such as that of the end of a document. Free tokens behind the first
-            one are left as they are, masks among them.
+        stop_id: id after which a row's text ends, such as that of the end of a document, where nothing given stands
+            behind it. Free tokens behind the first one are left as they are, masks among them.
 
     Raises:
         ValueError: `num_steps` is below 1, or given tokens that the sampler cannot work around.
@@ -136,11 +136,17 @@ def generate(
 
 
 def _finished(undecided: Tensor, tokens: Tensor, fixed: Tensor, stop_id: int | None) -> Tensor:
-    """Return bool [B]: rows with nothing undecided, or nothing before the first free `stop_id`."""
+    """Return bool [B]: rows with nothing undecided, or nothing before the `stop_id` that ends the text."""
     if stop_id is None:
         return ~undecided.any(-1)
-    stopped = ((tokens == stop_id) & ~fixed & ~undecided).cumsum(-1) > 0
+    stopped = (_stops(tokens, fixed, stop_id) & ~undecided).cumsum(-1) > 0
     return ~(undecided & ~stopped).any(-1)
+
+
+def _stops(tokens: Tensor, fixed: Tensor, stop_id: int) -> Tensor:
+    """Return bool [B, L]: free `stop_id`s with nothing given behind them, which a text must keep."""
+    behind = fixed.flip(-1).cumsum(-1).flip(-1) > 0
+    return (tokens == stop_id) & ~behind
 
 
 def prior_sample(process: ForwardProcess, length: int, noise: RowNoise) -> Tensor:
@@ -178,7 +184,7 @@ def complete(
     batch_size: int = BATCH_SIZE,
     on_step: OnStep | None = None,
     stop_id: int | None = None,
-    first: int = 0,
+    places: Sequence[int] | None = None,
     denoiser: Denoiser | None = None,
 ) -> Completions:
     """Return the requests with their free positions filled.
@@ -196,17 +202,17 @@ def complete(
         batch_size: texts at a time.
         on_step: called after every step of every batch.
         stop_id: see `generate`; what is behind it is cut off.
-        first: place of the first request, where these are a part of many.
+        places: of the requests, where these are a part of many; 0, 1, ... by default.
         denoiser: what is called in the backbone's place, such as the backbone with guidance.
     """
     device = next(backbone.parameters()).device
     tokens: dict[int, list[int]] = {}
     passes: dict[int, int] = {}
     steps = 0
+    places = range(len(requests)) if places is None else places
     with evaluating(backbone):
         for batch in batches(requests, batch_size, device):
-            places = torch.tensor(batch.indices, device=device) + first
-            noise = row_noise(places, seed)
+            noise = row_noise(torch.tensor([places[index] for index in batch.indices], device=device), seed)
             done = generate(denoiser or backbone, process, sampler, batch.canvas, num_steps, noise, on_step, stop_id)
             tokens.update(zip(batch.indices, until_stop(done, stop_id), strict=True))
             passes.update(zip(batch.indices, done.passes.tolist(), strict=True))
@@ -216,13 +222,13 @@ def complete(
 
 
 def until_stop(done: Generated, stop_id: int | None) -> list[list[int]]:
-    """Return each row's ids up to its first free `stop_id`, which is included."""
+    """Return each row's ids up to the first free `stop_id` behind all given tokens; it is included."""
     texts = done.tokens.tolist()
     if stop_id is None:
         return texts
-    ends = ((done.tokens == stop_id) & ~done.fixed).long().argmax(-1).tolist()
-    stops = ((done.tokens == stop_id) & ~done.fixed).any(-1).tolist()
-    return [row[: end + 1] if stop else row for row, end, stop in zip(texts, ends, stops, strict=True)]
+    stops = _stops(done.tokens, done.fixed, stop_id)
+    ends = torch.where(stops.any(-1), stops.long().argmax(-1) + 1, stops.shape[1]).tolist()
+    return [row[:end] for row, end in zip(texts, ends, strict=True)]
 
 
 def planned_steps(

@@ -5,45 +5,111 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dlmkit.checkpoints.load import load
+from dlmkit.commands.decoding import STEPS, remark_on_steps, sampler_of
 from dlmkit.commands.messages import silence_libraries
-from dlmkit.generation import planned_steps
+from dlmkit.commands.sample_file import sample_file
+from dlmkit.generation import OnStep, planned_steps
+from dlmkit.inference.model import LoadedModel
+from dlmkit.inference.texts import Texts
+from dlmkit.notices import notice
+from dlmkit.requests import Request
+from dlmkit.samplers.base import Sampler
 
-SETTINGS = ("temperature", "top_k", "top_p")
-"""Options that are settings of the sampler."""
+ECHOED = ("prompt", "infill", "num_samples", "seed", "guidance", "stop_at_eos")
+"""Options that the JSON object repeats."""
 
 
 def main(options: argparse.Namespace) -> None:
-    """Generate and print.
+    """Generate and print, or write.
 
     Raises:
         ValueError: a model without text, a sampler that does not fit it, a request that cannot be met.
     """
     silence_libraries(progress=sys.stderr.isatty())
     model = load(options.checkpoint, options.trust)
-    settings = {key: getattr(options, key) for key in SETTINGS if getattr(options, key) is not None}
-    sampler = model.choose_sampler(options.sampler, **settings)
-    requests = model.make_requests(options.prompt, options.infill, options.num_samples, options.length)
-    model.backbone.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("sampling", total=planned_steps(sampler, requests, options.steps))
-        completions = model.complete(
-            requests, options.steps, sampler, options.seed, on_step=lambda _event: progress.advance(task)
-        )
-    print_texts(model.texts(completions), options)
-
-
-def print_texts(texts: list[str], options: argparse.Namespace) -> None:
-    """Print the texts, or a JSON object with them and the settings."""
-    if options.json:
-        settings = {key: getattr(options, key) for key in ("prompt", "infill", "steps", "num_samples", "seed")}
-        sys.stdout.write(json.dumps({**settings, "texts": texts}, ensure_ascii=False, indent=2) + "\n")
+    sampler = sampler_of(model, options)
+    if options.prompts is not None or options.infill_file is not None:
+        sample_file(model, sampler, options)
         return
-    for index, text in enumerate(texts):
-        if len(texts) > 1:
-            sys.stdout.write(f"--- {index + 1} of {len(texts)} ---\n")
+    if options.out is not None:
+        raise ValueError("--out is for a file of prompts: give --prompts FILE.jsonl too, or leave it out")
+    steps = STEPS if options.steps is None else options.steps
+    requests = model.make_requests(options.prompt, options.infill, options.num_samples, options.length)
+    for request in requests:
+        model.check_request(request, sampler, options.guidance)
+    model.backbone.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with watching(sampler, requests, steps) as on_step:
+        texts = generated(model, sampler, requests, steps, options, on_step)
+    print_texts(texts, sampler, steps, options)
+    if (remark := remark_on_steps(options.steps, sampler, requests, texts.passes)) is not None:
+        notice(remark)
+
+
+def generated(
+    model: LoadedModel,
+    sampler: Sampler[object],
+    requests: list[Request],
+    steps: int,
+    options: argparse.Namespace,
+    on_step: OnStep,
+) -> Texts:
+    """Return the completed requests."""
+    began = time.perf_counter()
+    done = model.complete(
+        requests,
+        steps,
+        sampler,
+        options.seed,
+        on_step,
+        guidance=options.guidance,
+        stop_id=model.stop_id(options.stop_at_eos),
+    )
+    return model.texts(requests, done, time.perf_counter() - began)
+
+
+@contextmanager
+def watching(sampler: Sampler[object], requests: list[Request], steps: int) -> Iterator[OnStep]:
+    """Give what is called after every step: here is the place of all that looks on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("sampling", total=planned_steps(sampler, requests, max(1, steps)))
+        yield lambda _event: bar.advance(task)
+
+
+def print_texts(texts: Texts, sampler: Sampler[object], steps: int, options: argparse.Namespace) -> None:
+    """Print the texts, or a JSON object with them, the settings and what they cost."""
+    if options.json:
+        content = {
+            **{key: getattr(options, key) for key in ECHOED},
+            "sampler": sampler.name,
+            "steps": steps,
+            "texts": texts.texts,
+            "statistics": {
+                "num_tokens": texts.num_generated,
+                "passes": texts.passes,
+                "tokens_per_pass": texts.tokens_per_pass,
+                "seconds": texts.seconds,
+            },
+        }
+        sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        return
+    for index, text in enumerate(texts.texts):
+        if len(texts.texts) > 1:
+            sys.stdout.write(f"--- {index + 1} of {len(texts.texts)} ---\n")
         sys.stdout.write(text + "\n")

@@ -74,14 +74,14 @@ class Autoregressive(Shaped, Sampler[Progress]):
         seen = 0 if state.cache is None else state.cache.length
         cache = denoiser.prefill(x_t[:, seen:position], cache=state.cache)
         here = x_t[:, position : position + 1]  # its token is not read: the network is shifted
-        logits = denoiser(NetworkInput(here, step.t, cache=cache)).logits(torch.ones_like(here, dtype=torch.bool))
+        free = ~step.fixed[:, position]  # a row whose prompt is longer waits
+        logits = denoiser(NetworkInput(here, step.t, cache=cache)).logits(free[:, None])
         where, before = (torch.zeros_like(step.fixed) for _ in range(2))
-        where[:, position], before[:, :position] = True, True
+        where[:, position], before[:, :position] = free, True
         # By position, not by step: which step this is depends on the shortest prompt of the batch.
-        uniform = step.noise.at(step=0).uniform("tokens", x_t.shape[1])[:, position]
-        drawn = categorical(self.shaped(logits, x_t, where, before).softmax(-1), uniform)
+        uniform = step.noise.at(step=0).uniform("tokens", x_t.shape[1])[free, position]
         tokens = x_t.clone()
-        tokens[:, position] = torch.where(step.fixed[:, position], x_t[:, position], drawn)
+        tokens[where] = categorical(self.shaped(logits, x_t, where, before).softmax(-1), uniform)
         return Stepped(tokens, Progress(position + 1, cache), Reading(where, logits))
 
 

@@ -13,6 +13,7 @@ from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import RowNoise
+from dlmkit.text_hints import nearest
 from dlmkit.types import Cache, Canvas, Denoiser, NetworkInput
 
 S = TypeVar("S")
@@ -124,7 +125,7 @@ class Sampler(Part, ABC, Generic[S]):
         """Whether samples with the exact predictor tend to the data's distribution as steps get finer."""
         return self.keeps_distribution and not self.reads_samples
 
-    def with_settings(self, **settings: Any) -> Self:
+    def with_settings(self, /, **settings: Any) -> Self:
         """Return a copy with other values of constructor keywords.
 
         Raises:
@@ -135,7 +136,8 @@ class Sampler(Part, ABC, Generic[S]):
         known: set[str] = {field.name for field in fields(self)} if is_dataclass(self) else set()
         for key in settings:
             if key not in known:
-                raise ValueError(f"{self.label} has no {key}: it has {', '.join(sorted(known)) or 'no settings'}")
+                names = ", ".join(sorted(known)) or "no settings"
+                raise ValueError(f"{self.label} has no {key}: it has {names}{nearest(key, known)}")
         return replace(self, **settings)  # type: ignore[type-var]
 
     def init(self, canvas: Canvas) -> S:

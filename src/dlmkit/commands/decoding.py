@@ -1,0 +1,84 @@
+"""From the options of `dlmkit sample` to a sampler with its settings, and what is to be said about its steps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlmkit.inference.choice import chosen_sampler
+from dlmkit.inference.model import LoadedModel
+from dlmkit.requests import Request, batches
+from dlmkit.samplers.base import Sampler
+
+STEPS = 64
+"""Reverse steps where none are asked for."""
+
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "score", "token")
+"""Options that are settings of a sampler; any other is given by --set."""
+
+WORDS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the sampler that were typed.
+
+    Raises:
+        ValueError: one that is given twice, or that has no value.
+    """
+    settings = {key: getattr(options, key) for key in SETTINGS if getattr(options, key) is not None}
+    for assignment in options.set:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"--set {assignment!r} is not KEY=VALUE: write it as in --set threshold=0.8")
+        if key in settings:
+            raise ValueError(f"{key} is given twice: leave one out")
+        settings[key] = value_of(text)
+    return settings
+
+
+def value_of(text: str) -> Any:
+    """Return a typed value: null, true, false, a whole number, a number, or text."""
+    if text in WORDS:
+        return WORDS[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def sampler_of(model: LoadedModel, options: argparse.Namespace) -> Sampler[Any]:
+    """Return the sampler that was asked for, which fits the model.
+
+    Raises:
+        ValueError: an unknown name or setting, a value outside its range, or a sampler that does not fit the model.
+    """
+    chosen = options.sampler or model.sampler
+    return chosen_sampler(chosen, model.process, model.objective, options.block_length, settings_of(options))
+
+
+def remark_on_steps(
+    asked: int | None, sampler: Sampler[Any], requests: Sequence[Request], passes: Sequence[int]
+) -> str | None:
+    """Return a line where the number of steps that was asked for is not what happened, or ``None``.
+
+    Args:
+        asked: ``None`` where no number was.
+        sampler: that was used.
+        requests: that were completed.
+        passes: of the network for each of them.
+    """
+    if asked is None or not requests:
+        return None
+    batch = next(batches(requests[:1], 1, "cpu"))
+    most, num_free = max(passes), max(len(request.fixed) - sum(request.fixed) for request in requests)
+    if sampler.num_steps(batch.canvas, 10**6) == sampler.num_steps(batch.canvas, 1):
+        return f"{sampler.label} takes as many steps as a text needs, here up to {most}, whatever --steps says"
+    if asked > num_free and most < asked:
+        return (
+            f"--steps {asked} is more than the {num_free} tokens to fill: {most} passes of the network were enough, the"
+            " other steps decided nothing"
+        )
+    return None
