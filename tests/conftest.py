@@ -14,6 +14,19 @@ for _name in ("DLMKIT_CACHE", "HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
 # A shell lets its background jobs ignore Ctrl-C, and so would the runs that are interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+ALL = "DLMKIT_ALL_TESTS"
+"""Environment variable under which the long tests run too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked as long, so that the usual run ends in its time."""
+    if ALL not in os.environ:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason=f"long: {ALL}=1 runs it"))

@@ -35,6 +35,7 @@ from dlmkit.randomness import seed_for
 from dlmkit.samplers.base import Sampler
 from dlmkit.strategies import OWN, ShardedStrategy, check_strategy
 from dlmkit.t_samplers.base import TimeSampler
+from dlmkit.training.sharding import check_divisible
 
 
 def build_data(config: DictConfig) -> CorpusDataModule:
@@ -190,7 +191,8 @@ def _is_sharded(config: DictConfig) -> bool:
 def _try_optimizer(module: DiffusionLM, config: DictConfig) -> None:
     try:
         if module.backbone.deferred is not None:  # its weights are not there yet
-            module.make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+            optimizer = module.make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+            check_divisible(module.backbone, optimizer)
             return
         module.configure_optimizers()  # called again by Lightning; here unsuitable settings raise before a run begins
     except TypeError as error:

@@ -228,7 +228,7 @@ class DiffusionLM(pl.LightningModule):
             key: value for key, value in state.items() if key in kept or not key.startswith(BACKBONE)
         }
         checkpoint["parts"] = states(self.parts)
-        checkpoint["settings"] = {"block_size": self.block_size}
+        checkpoint["settings"] = {"block_size": self.block_size, "network": self.backbone.pretrained_config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was left out, the state of parts and the settings.

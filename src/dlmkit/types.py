@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dlmkit.cache import Cache as Cache
+
 
 @dataclass  # not frozen: Lightning refuses to look into frozen records for what bf16-true and 64-true convert
 class Batch:
@@ -138,29 +140,18 @@ FULL_ATTENTION = Attention()
 CAUSAL_ATTENTION = Attention(ratio=0.0)
 
 
-class Cache(Protocol):
-    """What a denoiser keeps of a clean prefix; `Denoiser.prefill` makes it, and only its maker reads it."""
-
-    @property
-    def length(self) -> int:
-        """P, tokens of the prefix."""
-
-    def select(self, rows: Tensor) -> Cache:
-        """Return the cache of some rows, int64 [R]."""
-
-
 @dataclass(frozen=True)
 class NetworkInput:
     """Everything that one network call depends on.
 
     Attributes:
-        x_t: noisy tokens, int64 [B, L]; with a `cache` those after the prefix.
+        x_t: noisy tokens, int64 [B, L]; with a `cache` those that come after its prefix.
         t: float64 [B]; with a `context` of K blocks it may be [B, K].
         segments: int64 [B, L], documents that do not attend to each other; ``None`` for one document, and always with
             a `cache`, whose tokens have no segments.
         context: clean tokens for block diffusion in training.
         attention: share of the future that is attended to; a causal network ignores it.
-        cache: a clean prefix that comes before x_t, from `Denoiser.prefill`.
+        cache: what comes before x_t, and perhaps after it, from `Denoiser.prefill` or `Denoiser.freeze`.
         given: bool [B, L], tokens of x_t that a sampler was given; only guidance reads it.
     """
 
@@ -267,7 +258,7 @@ class Denoiser(Protocol):
 
     @property
     def supports_cache(self) -> bool:
-        """Whether `prefill` computes anything; otherwise a call with a cache reads the prefix again."""
+        """Whether `prefill` and `freeze` keep activations; otherwise a call with a cache reads the tokens again."""
 
     def __call__(self, inputs: NetworkInput) -> Prediction:
         """Return the prediction at the positions of `inputs.x_t`."""
@@ -280,6 +271,21 @@ class Denoiser(Protocol):
             block_size: tokens per block in block diffusion, where the prefix is whole blocks and each later call is for
                 one block at most; ``None`` otherwise. With a `cache` its block size holds.
             cache: of what comes before `tokens`; ``None`` at the start of the text.
+        """
+
+    def freeze(self, tokens: Tensor, t: Tensor, start: int, stop: int, around: str) -> Cache:
+        """Return a cache of what is around a run of noisy tokens, at this state; x_t of later calls is the run.
+
+        What they predict is right at this state, and later unless the cache is `exact` an approximation, since what is
+        kept learns of no changes (arXiv 2505.22618).
+
+        Args:
+            tokens: the whole text, int64 [B, L], with its times `t`, float64 [B].
+            start, stop: the run, tokens [start, stop).
+            around: "prefix": what is before the run is kept, and stop = L; "both": what is after it too.
+
+        Raises:
+            ValueError: there is no such run, or the denoiser is behind a prefix with exact caches.
         """
 
 

@@ -47,6 +47,7 @@ def test_a_skipped_step_changes_no_weight() -> None:
     assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
 
 
+@pytest.mark.long
 def test_ranks_skip_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rank alone has NaN, after the gradients were averaged: both leave the step out, and stay equal."""
     here = Path(__file__).parent

@@ -34,7 +34,7 @@ def drawn(key: Key) -> st.SearchStrategy[tuple[str, list[str]]]:
 EXAMPLES: st.SearchStrategy[Any] = st.sampled_from(KEYS).flatmap(drawn)
 
 
-@settings(max_examples=40, **SHORT)
+@settings(max_examples=20, **SHORT)
 @given(EXAMPLES)
 def test_composed_and_built(example: tuple[str, list[str]]) -> None:
     """Each is built, or the error is one line."""

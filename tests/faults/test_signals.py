@@ -110,6 +110,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(signum) for signum in CODES] == before
 
 
+@pytest.mark.long
 def test_workers_and_two_ranks() -> None:
     """Ctrl-C in a terminal reaches every process of a run; kill reaches the first."""
     ranks = ["trainer.devices=2", "trainer.accelerator=cpu", "batch.num_workers=1"]

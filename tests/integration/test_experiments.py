@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +103,8 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted((path.parent for path in folder.glob("*/summary.json")), key=lambda run: run.stat().st_mtime_ns)
 
 
-LONG = ("schedules", "variants")
-"""Sweeps that take a minute each: DLMKIT_ALL_TESTS=1 runs them too."""
-
-SWEPT = [experiment for experiment in EXPERIMENTS if experiment not in LONG or "DLMKIT_ALL_TESTS" in os.environ]
+LONG = ("adaptation_ablation", "schedules", "variants")
+SWEPT = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in EXPERIMENTS]
 
 
 @pytest.mark.parametrize("experiment", SWEPT)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from yaml import safe_load as yaml
 
 from dlmkit.callbacks.exact_match import answer_of
+from dlmkit.checkpoints.container import write
 from dlmkit.checkpoints.load import load
 from dlmkit.runs.contents import foreign_entry
 from dlmkit.types import NetworkInput
@@ -90,6 +93,31 @@ def test_answers():
     assert answer_of("no marker", "####") == ""
 
 
+def test_a_run_needs_its_pretrained_folder_no_more(pretrained, pairs):
+    """All weights are in its checkpoint, and so is what the network is made of: it samples and exports as before."""
+    assert tune("run").code == 0
+    request = ("sample", "run", "--prompt", "1 + 1", "--steps", "4", "--num-samples", "2")
+    before = dlmkit(*request)
+    assert dlmkit("export", "run", "before").code == 0
+    assert before.code == 0, before.err
+    shutil.rmtree(pretrained)
+    assert dlmkit(*request).out == before.out
+    assert dlmkit("export", "run", "after").code == 0
+    for file in sorted(Path("before").iterdir()):
+        assert file.read_bytes() == (Path("after") / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("network", ["{_target_: os.system, command: touch harmed}", "{n_embd: '${oc.env:HOME}'}"])
+def test_a_foreign_network_in_a_checkpoint_is_not_called(pretrained, pairs, network):
+    assert tune("run").code == 0
+    content = checkpoint(Path("run"))
+    write(Path("run/checkpoints/last.ckpt"), {**content, "settings": {"block_size": None, "network": yaml(network)}})
+    outcome = dlmkit("sample", "run", "--num-samples", "1", "--steps", "1")
+    assert outcome.code == 2
+    assert "settings.network" in outcome.line
+    assert not Path("harmed").exists()
+
+
 def test_adapters(pretrained, pairs):
     """Only adapters and embeddings are trained and saved; the run reads back, resumes and exports merged."""
     assert tune("whole", *LORA).code == 0
@@ -124,6 +152,46 @@ def test_adapters(pretrained, pairs):
         theirs = model(input_ids=ids).logits[:, :-1]
     kept = torch.arange(mine.shape[-1]) != run.backbone.mask_id
     torch.testing.assert_close(theirs[..., kept], mine[..., kept], rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_on_four_bits(pretrained, pairs):
+    """As above: trained, resumed to the bit, sampled, and exported with a line on what the weights are."""
+    pytest.importorskip("torchao", reason="the extra `quantized` is not installed")
+    settings = [*LORA, "backbone.lora.quantize=4bit", "optimizer=adamw_8bit"]
+    assert tune("whole", *settings).code == 0
+    saved = weights(Path("whole"))
+    assert all("lora_" in name or "embed_tokens" in name for name in saved)
+    assert summary(Path("whole"))["params"] == load(Path("whole")).backbone.num_params
+    assert tune("parts", *settings, stop_at(2)).code == 130
+    assert tune("parts", *settings, "if_exists=resume").code == 0
+    torch.testing.assert_close(weights(Path("parts")), saved, rtol=0, atol=0)
+    outcome = dlmkit("sample", "whole", "--prompt", "1 + 1", "--steps", "2", "--num-samples", "1")
+    assert outcome.code == 0, outcome.err
+
+    network = load(Path("whole")).backbone
+    outcome = dlmkit("export", "whole", "merged")
+    assert outcome.code == 0, outcome.err
+    assert "written as the float32 numbers" in outcome.err
+    exported = load(Path("merged")).backbone
+    x = torch.randint(250, (2, 9), generator=torch.Generator().manual_seed(0))
+    where = torch.ones_like(x, dtype=torch.bool)
+    with torch.no_grad():
+        one, other = (net(NetworkInput(x, torch.zeros(2))).logits(where) for net in (network, exported))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_four_bits_that_cannot_be_are_refused(pretrained, pairs):
+    pytest.importorskip("torchao", reason="the extra `quantized` is not installed")
+    four = "backbone.lora.quantize=4bit"
+    for overrides, message in (
+        ([four], "with rank 0"),
+        ([*LORA, four, "strategy=fsdp2"], "backbone.lora.quantize=4bit packs numbers in blocks"),
+        ([*LORA, "backbone.lora.quantize=8bit"], "backbone.lora.quantize '8bit'"),
+    ):
+        outcome = tune("run", *overrides)
+        assert outcome.code == 2, overrides
+        assert message in outcome.line
+        assert not Path("run").exists()
 
 
 def test_what_is_refused(pretrained, pairs):

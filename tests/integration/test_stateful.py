@@ -141,7 +141,7 @@ def test_the_same_command_starts_from_the_same_teacher() -> None:
         assert torch.equal(value, state(trained("two", "if_exists=overwrite", steps=1))[key]), key
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", [pytest.param("ddp", marks=pytest.mark.long), "sharded"])
 def test_two_ranks_train_as_one(ranks: str) -> None:
     options = [f"trainer.strategy={RANKS[ranks]}", "trainer.devices=2"]
     for name, more in (("one", []), ("two", options)):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_trace import LAYERS, B, L, V, job, network
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlmkit.objectives.masked import MaskedElbo
@@ -20,7 +21,8 @@ from dlmkit.planning.plan import Assumptions, count_parameters, make_plan
 from dlmkit.planning.pretrained import shape_of
 from dlmkit.planning.show import duration, show, size
 from dlmkit.planning.speed import operations_of
-from dlmkit.planning.suggest import suggest
+from dlmkit.planning.suggest import suggest, ways
+from dlmkit.training.adamw_8bit import adamw_8bit
 from dlmkit.types import NetworkInput
 
 
@@ -91,6 +93,30 @@ def test_states_are_those_of_a_real_optimizer(optimizer: partial[torch.optim.Opt
     )
     planned = replace(job("gpt2"), optimizer=optimizer)
     assert optimizer_bytes(planned, planned.backbone.parameters())[0] == held == states * backbone.num_params
+
+
+def test_states_of_eight_bits_are_those_of_a_real_optimizer() -> None:
+    """Small weights, and those that no blocks fill, keep theirs in float32."""
+    pytest.importorskip("torchao", reason="the extra `quantized` is not installed")
+    optimizer = partial(adamw_8bit, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    planned = replace(job("gpt2"), optimizer=optimizer)
+    sizes = ((64, 64), (64, 63), (100, 100), (300, 512), (7,))
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    made = optimizer([{"params": weights}])
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    made.step()
+    saved = made.state_dict()["state"]
+    held = [nbytes(leaf for leaf in tree_leaves(saved[index]) if leaf.ndim) for index in range(len(sizes))]
+    per_number = [round(one / weight.numel(), 3) for one, weight in zip(held, weights, strict=True)]
+    assert per_number == [2.031, 8, 8, 2.031, 8]
+    assert optimizer_bytes(planned, weights) == (sum(held), 53 * 300 * 512)
+    assert optimizer_bytes(replace(planned, device_type="cuda"), weights)[1] == 0
+    four = replace(planned, ranks=4, batch_size=16)
+    assert ways(four) == ("ddp",)
+    assert ways(replace(four, optimizer=partial(torch.optim.AdamW, lr=1e-3))) == ("ddp", "fsdp2")
+    with pytest.raises(ValueError, match="optimizer=adamw_8bit packs numbers in blocks"):
+        four.check_divisible()
 
 
 @pytest.fixture(scope="module")

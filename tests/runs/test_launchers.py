@@ -15,8 +15,10 @@ from toy_runs import TOKENS, TOY
 
 @pytest.mark.parametrize(
     ("launcher", "package", "settings"),
-    [("joblib", "joblib", ["hydra.launcher.n_jobs=2"]), ("submitit_local", "submitit", [])],
-    ids=["joblib", "submitit"],
+    [
+        pytest.param("joblib", "joblib", ["hydra.launcher.n_jobs=2"], id="joblib", marks=pytest.mark.long),
+        pytest.param("submitit_local", "submitit", [], id="submitit"),
+    ],
 )
 def test_a_sweep_in_order(launcher: str, package: str, settings: list[str], tmp_path: Path) -> None:
     if find_spec(package) is None:

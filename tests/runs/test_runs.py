@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlmkit import runs
-from dlmkit.runs import RunSummary
+from dlmkit.runs import RunSummary, compare
 from toy_summaries import toy_summary
 
 
@@ -94,3 +94,10 @@ def test_git_commit(tmp_path, monkeypatch):
     assert len(commit) == 40
     Path("new").touch()
     assert runs.git_commit() == commit + "+"
+
+
+def test_a_setting_that_came_later_and_is_null_is_no_change() -> None:
+    assert compare({"seed": 0}, {"seed": 0, "backbone.lora.quantize": None}, ()).refused == {}
+    assert set(compare({"seed": 0}, {"seed": 0, "backbone.lora.quantize": "4bit"}, ()).refused) == {
+        "backbone.lora.quantize"
+    }

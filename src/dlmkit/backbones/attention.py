@@ -29,14 +29,16 @@ class Mask:
     So a mask that is the same at every step, such as a block layout's, is turned into a flex mask once.
 
     Attributes:
-        visible: bool [1 or B, 1, Q, Q], True where query (row) attends to key (column).
-        positions: int64 [Q] or [B, Q], position in the text of each row and column.
+        visible: bool [1 or B, 1, Q, K], True where query (row) attends to key (column).
+        positions: int64 [Q] or [B, Q], position in the text of each row.
         tiles: outside of which nothing is visible; ``None`` where the kernel takes the mask as a whole.
+        key_positions: int64 [K], that of each column; ``None`` where columns are as the rows.
     """
 
     visible: Tensor
     positions: Tensor
     tiles: tuple[Tile, ...] | None = None
+    key_positions: Tensor | None = None
     _windowed: dict[tuple[int, bool], Mask] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -57,12 +59,12 @@ class Mask:
             causal_past: whether the window reaches width - 1 positions back, as in causal attention, rather than width.
         """
         if (width, causal_past) not in self._windowed:
-            back = self.positions[..., :, None] - self.positions[..., None, :]
+            keys = self.positions if self.key_positions is None else self.key_positions
+            back = self.positions[..., :, None] - keys[..., None, :]
             back = back[:, None] if back.ndim == 3 else back
             past = back < width if causal_past else back <= width
-            self._windowed[width, causal_past] = Mask(
-                self.visible & past & (-back <= width), self.positions, self.tiles
-            )
+            visible = self.visible & past & (-back <= width)
+            self._windowed[width, causal_past] = Mask(visible, self.positions, self.tiles, self.key_positions)
         return self._windowed[width, causal_past]
 
 
@@ -140,8 +142,8 @@ def annealed_visibility(length: int, attention: Attention, device: torch.device 
 
 @torch.inference_mode(False)  # cached: steps with gradients use it too, whatever call comes first
 def flex_mask(mask: Tensor) -> BlockMask:
-    """Return a mask (bool [1 or B, 1, L, L]) for flex attention, whose kernel skips tiles that are masked entirely."""
-    batch, _, length, _ = mask.shape
+    """Return a mask (bool [1 or B, 1, Q, K]) for flex attention, whose kernel skips tiles that are masked entirely."""
+    batch, _, num_queries, num_keys = mask.shape
     if mask.device.type == "cpu":
         mask = _in_whole_tiles(mask)
 
@@ -153,7 +155,7 @@ def flex_mask(mask: Tensor) -> BlockMask:
 
     # Two functions, and no batch size inside them: the kernel is compiled for each function and each number in it.
     visible, rows = (of_each, batch) if batch > 1 else (of_all, None)
-    return create_block_mask(visible, rows, None, length, length, device=str(mask.device))
+    return create_block_mask(visible, rows, None, num_queries, num_keys, device=str(mask.device))
 
 
 def _in_whole_tiles(mask: Tensor) -> Tensor:
@@ -162,8 +164,7 @@ def _in_whole_tiles(mask: Tensor) -> Tensor:
     With a captured tensor of dynamic size, which a second length makes it, torch 2.13 generates C++ that does not
     compile. In whole tiles lengths seldom differ, so that there are few recompilations.
     """
-    missing = -mask.shape[-1] % TILE
-    padded = F.pad(mask, (0, missing, 0, missing))
+    padded = F.pad(mask, (0, -mask.shape[-1] % TILE, 0, -mask.shape[-2] % TILE))
     torch._dynamo.mark_static(padded)
     return padded
 

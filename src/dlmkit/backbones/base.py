@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,10 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
 
     saves_frozen: bool = True
     """Whether a checkpoint holds weights that are not trained; false where they come from a pretrained model."""
+
+    pretrained_config: dict[str, Any] | None = None
+    """`config` of a pretrained network whose weights are all in a checkpoint: it is built again from that, without the
+    model's folder. ``None`` for any other network."""
 
     remarks: tuple[str, ...] = ()
     """What a user who begins to train it should know of how it was made; a line each."""
@@ -132,6 +137,15 @@ class Backbone(nn.Module, RereadsPrefix, Part, ABC):
     def num_params(self) -> int:
         """Number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def weight_bytes(self, each: int) -> int:
+        """Return the bytes of the weights on one process, `each` for a number."""
+        return each * self.num_params
+
+    @property
+    def divisible(self) -> bool:
+        """Whether FSDP2 can split the weights over processes."""
+        return True
 
     def trunk_input(self, inputs: NetworkInput) -> TrunkInput:
         """Return what the trunk reads, its length checked.

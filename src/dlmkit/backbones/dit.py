@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dlmkit.backbones.attention import FLEX, flex, plain_mask, sdpa
-from dlmkit.backbones.base import Backbone, check_memory
+from dlmkit.backbones.attention import FLEX, flex, sdpa
+from dlmkit.backbones.base import check_memory
+from dlmkit.backbones.caching import CachingBackbone, States
 from dlmkit.backbones.head import Head, HeadPrediction
 from dlmkit.backbones.inputs import TrunkInput
+from dlmkit.backbones.kv_cache import Memory
 from dlmkit.backbones.rotary import FREQUENCY_BASE, Rotary, rotary_angles, rotate
 from dlmkit.ranges import Dropout, Range, Tokens, checked
 from dlmkit.types import NetworkInput
@@ -36,7 +38,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query, key and value, each [B, H, M, D / H]; the result has their shape."""
 
 
-class DiT(Backbone):
+class DiT(CachingBackbone):
     """Pre-norm transformer with adaptive layer norm, rotary positions and no position embedding.
 
     Each layer computes, with (shift, scale, gate) twice from the time embedding c(t),
@@ -50,7 +52,8 @@ class DiT(Backbone):
     With ``time_conditioned: false`` the six vectors of a layer are plain parameters (conditioning on a constant) and t
     is ignored: enough for absorbing noise, whose t can be read off x_t, and right for the autoregressive baseline.
 
-    It has no key-value cache and does not reset positions at document boundaries: rotary attention depends on
+    The clean blocks of block diffusion are cached as of t = 0, and a prefix where a causal network does not read t (one
+    that does reads it at the prefix too). Positions are not reset at document boundaries: rotary attention depends on
     differences of positions only, and `segments` masks other documents.
 
     Args:
@@ -100,6 +103,7 @@ class DiT(Backbone):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(vocab_size, mask_id, causal, shift, bos_id)
+        self.supports_cache = not (causal and time_conditioned)
         if hidden_size % (2 * num_heads) != 0:
             raise ValueError(
                 f"hidden_size {hidden_size} with {num_heads} heads: rotary positions need an even number of dimensions"
@@ -133,27 +137,31 @@ class DiT(Backbone):
             ValueError: L exceeds ``max_length``, or flex attention is to be trained on a CPU.
         """
         trunk = self.trunk_input(inputs)
-        attend = self._kernel(trunk)
+        return HeadPrediction(trunk.outputs(self.run_trunk(trunk).hidden), self.head, self.mask_id)
+
+    def run_trunk(self, trunk: TrunkInput, keep: bool = False) -> States:
+        """Return the normalised states after the last layer. See :class:`CachingBackbone`."""
+        kernel = self._kernel(trunk)
+        memory = Memory(() if trunk.past is None else trunk.past.layers)
         cos, sin = rotary_angles(trunk.length + 1, self.head_size, trunk.ids.device)  # one more for a BOS
         at = trunk.positions if trunk.positions.ndim == 1 else trunk.positions[:, None]  # the same for all heads
         rotary = cos[at], sin[at]
         cond = None if self.time is None else self.time(trunk.t)
         x = self.embedding(trunk.ids)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.blocks:
-            inputs_of_block = (x, cond, rotary, attend)
+        for index, block in enumerate(self.blocks):
+            inputs_of_block = (x, cond, rotary, partial(_attend_to_all, kernel, memory, index))
             x = checkpoint(block, *inputs_of_block, use_reentrant=False) if recompute else block(*inputs_of_block)
         shift, scale = self.final(cond)
-        hidden = trunk.outputs(adaptive_norm(x, shift, scale))
-        return HeadPrediction(hidden, self.head, self.mask_id)
+        return States(adaptive_norm(x, shift, scale), memory.layers if keep else ())
 
     def _kernel(self, trunk: TrunkInput) -> Attend:
         """Return this pass's attention, for all layers."""
         mask = trunk.mask
         if self.attention == FLEX:
-            return partial(flex, mask=mask or plain_mask(trunk.ids.shape[1], self.causal, trunk.ids.device))
+            return partial(flex, mask=mask or trunk.whole_mask())
         dropout = self.dropout if self.training else 0.0
-        return partial(sdpa, mask=mask, dropout=dropout, causal=self.causal)
+        return partial(sdpa, mask=mask, dropout=dropout, causal=trunk.causal)
 
     @property
     def head(self) -> Head:
@@ -273,6 +281,12 @@ class TimeEmbedding(nn.Module):
 def adaptive_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return (1 + scale) * LN(x) + shift for x [B, M, D], vectors [B or 1, M or 1, D]; LN has no weights."""
     return (1 + scale) * F.layer_norm(x, x.shape[-1:]) + shift
+
+
+def _attend_to_all(kernel: Attend, memory: Memory, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend to the keys [B, H, M, D / H] of this pass and to what the memory has of the layer."""
+    extended = memory.extend(layer, key, value)
+    return kernel(query, extended.keys, extended.values)
 
 
 def _check_kernel(attention: str, dropout: float) -> None:

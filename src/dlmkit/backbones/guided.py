@@ -53,6 +53,10 @@ class Guided:
         """Return the network's cache, which `__call__` refuses."""
         return self.denoiser.prefill(tokens, block_size, cache)
 
+    def freeze(self, tokens: Tensor, t: Tensor, start: int, stop: int, around: str) -> Cache:
+        """Return the network's cache, which `__call__` refuses."""
+        return self.denoiser.freeze(tokens, t, start, stop, around)
+
 
 @dataclass(frozen=True)
 class GuidedPrediction(WithoutFusing):

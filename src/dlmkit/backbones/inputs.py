@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dlmkit.backbones.alignment import Alignment
-from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask
+from dlmkit.backbones.attention import Mask, annealed_visibility, attention_mask, plain_mask
 from dlmkit.backbones.block_layout import block_layout
+from dlmkit.backbones.kv_cache import Stored
 from dlmkit.backbones.unread import Kept, kept_mask, kept_slots
 from dlmkit.prefix import expand_prefix
 from dlmkit.types import Attention, Context, NetworkInput
@@ -19,7 +20,7 @@ from dlmkit.types import Attention, Context, NetworkInput
 class TrunkInput:
     """What a network's trunk reads. M inputs: the tokens, a BOS, and with clean context the clean copies beside them.
 
-    L counts the P tokens of a clean prefix here, unlike in `NetworkInput`.
+    L counts the tokens of a cache here, unlike in `NetworkInput`; N of them are predicted.
 
     Attributes:
         ids: int64 [B, M].
@@ -30,10 +31,11 @@ class TrunkInput:
             documents nor annealing, the same object at every step.
         causal_window: whether a sliding window of w reaches w - 1 positions back (causal attention) rather than w.
         alignment: of inputs and outputs.
-        slots: int64 [L] or [B, L], which of the M inputs has the output that predicts each token, 0 where none has;
+        slots: int64 [N] or [B, N], which of the M inputs has the output that predicts each token, 0 where none has;
             ``None``: see `Alignment.outputs`.
-        length: L, tokens that are predicted, a clean prefix included.
-        prefix: P, tokens of the clean prefix.
+        length: L, tokens of the text.
+        predicted: which of them are predicted.
+        past: keys and values of positions that are attended to beside the M inputs, as the first columns of the mask.
     """
 
     ids: Tensor
@@ -44,16 +46,31 @@ class TrunkInput:
     alignment: Alignment
     slots: Tensor | None
     length: int
-    prefix: int
+    predicted: slice
+    past: Stored | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether attention is causal where there is no mask; else it is full, to everything that is stored too."""
+        return self.alignment.causal and self.past is None
+
+    def whole_mask(self) -> Mask:
+        """Return the mask that stands for none, for kernels that need one."""
+        device = self.ids.device
+        if self.past is None:
+            return plain_mask(self.ids.shape[1], self.causal, device)
+        keys = torch.cat([self.past.positions, self.positions])
+        visible = torch.ones(1, 1, len(self.positions), len(keys), dtype=torch.bool, device=device)
+        return Mask(visible, self.positions, key_positions=keys)
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        """Return hidden states [B, L - P, D] whose rows predict the tokens after the prefix, from outputs [B, M, D]."""
-        if self.slots is not None:
-            slots = self.slots[..., self.prefix :]
+        """Return hidden states [B, N, D] whose rows predict the tokens that are asked about, from outputs [B, M, D]."""
+        slots = self.slots
+        if slots is not None:
             if slots.ndim == 1:
                 return hidden[:, slots]
             return hidden.gather(1, slots[:, :, None].expand(-1, -1, hidden.shape[2]))
-        return self.alignment.outputs(hidden, self.length)[:, self.prefix :]
+        return self.alignment.outputs(hidden, self.length)[:, self.predicted]
 
 
 def trunk_input(inputs: NetworkInput, alignment: Alignment) -> TrunkInput:
@@ -63,16 +80,17 @@ def trunk_input(inputs: NetworkInput, alignment: Alignment) -> TrunkInput:
         inputs: x_t with its times, documents, clean context, attention and prefix.
         alignment: of the network.
     """
-    prefix = 0 if inputs.cache is None else inputs.cache.length
+    before = 0 if inputs.cache is None else inputs.cache.length
+    predicted = slice(before, before + inputs.x_t.shape[1])
     inputs = expand_prefix(inputs)
     context = inputs.context
     # One block has no context: the plain pass, with the plain kernel.
     if context is None or context.block_size >= inputs.x_t.shape[1]:
-        return _plain(inputs, alignment, prefix)
-    return _with_context(inputs, context, alignment, prefix)
+        return _plain(inputs, alignment, predicted)
+    return _with_context(inputs, context, alignment, predicted)
 
 
-def _plain(inputs: NetworkInput, alignment: Alignment, prefix: int) -> TrunkInput:
+def _plain(inputs: NetworkInput, alignment: Alignment, predicted: slice) -> TrunkInput:
     ids, segments = alignment.ids(inputs.x_t), alignment.segments(inputs.segments)
     visible = _annealed(inputs.attention, ids, alignment)
     mask = attention_mask(ids.shape[1], ids.device, causal=alignment.causal, segments=segments, visible=visible)
@@ -86,11 +104,11 @@ def _plain(inputs: NetworkInput, alignment: Alignment, prefix: int) -> TrunkInpu
         alignment=alignment,
         slots=None,
         length=inputs.x_t.shape[1],
-        prefix=prefix,
+        predicted=predicted,
     )
 
 
-def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, prefix: int) -> TrunkInput:
+def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, predicted: slice) -> TrunkInput:
     """Return the pass over [x_t | x_0] of block diffusion, see :mod:`dlmkit.backbones.block_layout`."""
     noisy, segments, length = alignment.ids(inputs.x_t), alignment.segments(inputs.segments), inputs.x_t.shape[1]
     layout = block_layout(
@@ -112,9 +130,9 @@ def _with_context(inputs: NetworkInput, context: Context, alignment: Alignment, 
         mask=layout.mask if mask is layout.mask.visible else Mask(mask, at, layout.mask.tiles),
         causal_window=_causal_window(inputs.attention, alignment),
         alignment=alignment,
-        slots=layout.outputs,
+        slots=layout.outputs[predicted],
         length=length,
-        prefix=prefix,
+        predicted=predicted,
     )
     # Where a mask has tiles: on a CPU, and long enough. On a GPU shapes had better not change from step to step.
     if context.read is None or layout.mask.tiles is None:

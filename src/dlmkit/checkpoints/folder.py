@@ -52,7 +52,7 @@ def write_folder(folder: Path, model: PreTrainedModel, config: DictConfig, token
     if "name" in content["backbone"]:
         content["backbone"]["name"], content["backbone"]["config"] = ".", None
     if "lora" in content["backbone"]:
-        content["backbone"]["lora"]["rank"] = 0  # merged
+        content["backbone"]["lora"] |= {"rank": 0, "quantize": None}  # merged
     OmegaConf.save(OmegaConf.create(content), folder / CONFIG)
 
 

@@ -23,6 +23,7 @@ from dlmkit.generation import for_block_size
 from dlmkit.inference.model import LoadedModel
 from dlmkit.module import BACKBONE
 from dlmkit.parts import Part, walk
+from dlmkit.trust import check_targets
 
 
 def load(path: str | Path, trust: Sequence[str] = ()) -> LoadedModel:
@@ -48,12 +49,21 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> LoadedModel:
     block_size = content["settings"]["block_size"]
     if block_size is not None:  # it may have grown during training
         loaded.objective.block_size = block_size
+    _build_without_pretrained(loaded, content, trust, file)
     backbone = build_backbone(loaded)
     _copy_weights(backbone, content, file)
     tokenizer = load_tokenizer(folder / "tokenizer", trust) if (folder / "tokenizer").is_dir() else None
     model = _with_parts(loaded, backbone, tokenizer)
     _restore({"process": model.process, "objective": model.objective}, content)
     return model
+
+
+def _build_without_pretrained(config: DictConfig, content: dict[str, Any], trust: Sequence[str], file: Path) -> None:
+    """Have a network whose weights are all in the checkpoint built from its configuration, not from another folder."""
+    network = content["settings"].get("network")  # checkpoints of 0.2 and before have none
+    if network is not None:
+        check_targets(network, Part, trust, f"{file}: settings.network")
+        config.backbone.name, config.backbone.config = None, network
 
 
 def _with_parts(config: DictConfig, backbone: Backbone, tokenizer: Tokenizer | None) -> LoadedModel:

@@ -59,6 +59,8 @@ def plan_of(options: argparse.Namespace, overrides: list[str]) -> Plan:
     check_values(config)
     device = device_of(options.on, options.memory, options.peak)
     job = job_of(config, options.vocab_size, device.kind)
+    if job.strategy == "fsdp2":
+        job.check_divisible()
     return make_plan(job, Assumptions(device, options.utilisation, options.price))
 
 

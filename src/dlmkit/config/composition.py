@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,19 @@ def compose_groups(overrides: Sequence[str]) -> DictConfig:
         key, _, value = override.partition("=")
         if is_group(key) and value:
             groups.append(f"{key}={value if value.startswith('[') else value.partition(',')[0]}")
+    sources = GlobalHydra.instance().config_loader().get_sources() if GlobalHydra.instance().is_initialized() else []
+    return _composed(tuple(groups), conf_dir(), tuple(source.full_path() for source in sources))
+
+
+@lru_cache(maxsize=64)
+def _composed(groups: tuple[str, ...], conf: Path, sources: tuple[str, ...]) -> DictConfig:
+    """Compose groups of the configuration in `conf` and in other sources; the runs of a sweep often share them."""
     try:
-        return compose(groups, Path("."))
+        composed = compose(list(groups), Path("."))
     except HydraException:  # one of the choices is what is wrong
-        return compose([], Path("."))
+        composed = compose([], Path("."))
+    OmegaConf.set_readonly(composed, True)
+    return composed
 
 
 def num_steps(tokens: int, batch_size: int, length: int) -> int:

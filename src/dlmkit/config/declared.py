@@ -96,6 +96,7 @@ TABLE: dict[str, Any] = {
     "backbone.lora.alpha": LoraAlpha,
     "backbone.lora.dropout": Share,
     "backbone.lora.train_embeddings": bool,
+    "backbone.lora.quantize": Literal["4bit"] | None,
     "data.sources.*.weight": Annotated[float, Range("(0, 1e12]", "give a share, or leave the source out")],
     "*._target_": str,
     "*._partial_": bool,

@@ -35,6 +35,7 @@ def check_values(config: DictConfig) -> None:
         raise ValueError(problem)
     _check_micro_size(config)
     _check_fused(config)
+    _check_eight_bits(config)
 
 
 def problems(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -163,4 +164,14 @@ def _check_fused(config: DictConfig) -> None:
         raise ValueError(
             f"optimizer.fused true does not go with trainer.precision {config.trainer.precision}, which scales the"
             " loss: leave it out, or train in bf16-mixed"
+        )
+
+
+def _check_eight_bits(config: DictConfig) -> None:
+    """Refuse states of 8 bits beside weights of 64."""
+    precision = config.trainer.precision
+    if str(config.optimizer.get(TARGET)).endswith(".adamw_8bit") and str(precision).startswith("64"):
+        raise ValueError(
+            f"optimizer=adamw_8bit computes in float32, trainer.precision {precision} is finer: set optimizer=adamw, or"
+            " another precision"
         )

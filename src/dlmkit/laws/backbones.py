@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.laws.findings import Finding, at_most, holds, law
-from dlmkit.types import FULL_ATTENTION, Attention, Context, NetworkInput
+from dlmkit.types import FULL_ATTENTION, Attention, Cache, Context, NetworkInput
 
 LENGTH = 9
 BLOCK_SIZE = 3
+PREFIX = 6
 
 
 def with_random_weights(backbone: Backbone) -> Backbone:
@@ -193,20 +194,69 @@ PREFIX_ERROR = 1e-5
 
 @law()
 def law_prefix_is_equivalent(backbone: Backbone) -> Iterator[Finding]:
-    """A prefix handed over by `prefill`, in one or two pieces, gives the predictions of the whole text."""
-    x_t, t = some_tokens(backbone, seed=1), torch.full((1,), 0.5, dtype=torch.float64)
-    everywhere = torch.ones_like(x_t, dtype=torch.bool)
-    with torch.no_grad():
-        whole = backbone(NetworkInput(x_t, t)).logits(everywhere)
-        for pieces in ([x_t[:, :6]], [x_t[:, :4], x_t[:, 4:6]]):
-            cache = None
+    """A prefix handed over by `prefill`, in one or two pieces, gives the predictions of the whole text.
+
+    In block diffusion too, for rows of the cache that are selected, and again from the same cache.
+    """
+    sizes = [None] if _without_blocks(backbone) else [None, BLOCK_SIZE]
+    x_t = torch.cat([some_tokens(backbone, seed) for seed in (1, 2)])
+    rows = torch.tensor([1, 0, 1])
+    for size in sizes:
+        whole = _after_prefix(backbone, x_t, None, size)
+        kind = "a prefix" if size is None else "clean blocks"
+        for pieces in ([x_t[:, :PREFIX]], [x_t[:, :BLOCK_SIZE], x_t[:, BLOCK_SIZE:PREFIX]]):
+            caches: list[Cache] = []
             for piece in pieces:
-                cache = backbone.prefill(piece, cache=cache)
-            after = backbone(NetworkInput(x_t[:, 6:], t, cache=cache)).logits(everywhere[:, 6:])
-            difference = (after - whole[6:]).masked_fill(whole[6:].isneginf(), 0.0).abs().max()
-            error = float(difference / whole[6:].masked_fill(whole[6:].isneginf(), 0.0).abs().max())
-            meaning = f"logits behind a prefix in {len(pieces)} pieces are off by a share of {error:.2g}"
+                with torch.no_grad():
+                    caches.append(backbone.prefill(piece, size, caches[-1] if caches else None))
+            error = _share(_after_prefix(backbone, x_t, caches[-1], size), whole)
+            meaning = f"logits behind {kind} in {len(pieces)} pieces are off by a share of {error:.2g}"
             yield at_most("prefix = whole text", error, PREFIX_ERROR, meaning)
+        error = _share(_after_prefix(backbone, x_t[rows], caches[-1].select(rows), size), whole[rows])
+        meaning = f"logits behind selected rows of {kind} are off by a share of {error:.2g}"
+        yield at_most("selected rows = their texts", error, PREFIX_ERROR, meaning)
+        with torch.no_grad():
+            anew = backbone.prefill(pieces[-1], size, caches[0])
+        again = max(_share(_after_prefix(backbone, x_t, cache, size), whole) for cache in (caches[-1], anew))
+        yield at_most("a cache does not change", again, PREFIX_ERROR, f"the second use of {kind} is off by {again:.2g}")
+
+
+@law()
+def law_frozen_tokens_are_right_at_first(backbone: Backbone) -> Iterator[Finding]:
+    """At the state where it was made, a cache of `freeze` gives the predictions of the whole text, in any rows."""
+    x_t = torch.cat([some_tokens(backbone, seed) for seed in (1, 2)])
+    t, rows = torch.tensor([0.5, 0.25], dtype=torch.float64), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        whole = _finite(backbone, NetworkInput(x_t, t))
+        for around, stop in (("prefix", LENGTH), ("both", PREFIX)):
+            cache = backbone.freeze(x_t, t, BLOCK_SIZE, stop, around)
+            run = x_t[:, BLOCK_SIZE:stop]
+            for chosen in (torch.arange(2), rows):
+                found = _finite(backbone, NetworkInput(run[chosen], t[chosen], cache=cache.select(chosen)))
+                error = _share(found, whole[chosen, BLOCK_SIZE:stop])
+                meaning = f"logits with around={around} are off by a share of {error:.2g} before anything has changed"
+                yield at_most("frozen = whole text", error, PREFIX_ERROR, meaning)
+
+
+@torch.no_grad()
+def _after_prefix(backbone: Backbone, x_t: Tensor, cache: Cache | None, block_size: int | None) -> Tensor:
+    """Return the logits of what follows the prefix, [B, L - P, V]; without a cache from one whole pass."""
+    t = torch.full((len(x_t),), 0.5, dtype=torch.float64)
+    inputs, rest = NetworkInput(x_t[:, PREFIX:], t, cache=cache), slice(0, None)
+    if cache is None:
+        context = None if block_size is None else Context(x_t, block_size, last=True)
+        inputs, rest = NetworkInput(x_t, t, context=context), slice(PREFIX, None)
+    return _finite(backbone, inputs)[:, rest]
+
+
+def _finite(backbone: Backbone, inputs: NetworkInput) -> Tensor:
+    """Return logits [B, L, V], with zeros for the mask."""
+    logits = backbone(inputs).logits(torch.ones_like(inputs.x_t, dtype=torch.bool)).unflatten(0, inputs.x_t.shape)
+    return logits.masked_fill(logits.isneginf(), 0.0)
+
+
+def _share(one: Tensor, whole: Tensor) -> float:
+    return float((one - whole).abs().max() / whole.abs().max())
 
 
 LAWS = [
@@ -216,4 +266,5 @@ LAWS = [
     law_block_masking,
     law_mask_is_never_predicted,
     law_prefix_is_equivalent,
+    law_frozen_tokens_are_right_at_first,
 ]

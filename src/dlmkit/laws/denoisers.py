@@ -41,11 +41,12 @@ class Exact(RereadsPrefix):
         if isinstance(cache, TokenPrefix) and cache.block_size is not None:
             return self._behind(cache.tokens, inputs.x_t, inputs.t)
         given = 0 if cache is None else cache.length
+        asked = slice(given, given + inputs.x_t.shape[1])
         x_t, t = expand_prefix(inputs).x_t, inputs.t
         exact = self.source.exact_predictor(self.process, x_t, t)
         everywhere = torch.ones_like(x_t, dtype=torch.bool)
         raw = read_as(self.parameterization, exact, self.process, x_t, t).logits(everywhere)
-        return TablePrediction(raw.reshape(*x_t.shape, -1)[:, given:])
+        return TablePrediction(raw.reshape(*x_t.shape, -1)[:, asked])
 
     def _behind(self, prefixes: Tensor, x_t: Tensor, t: Tensor) -> TablePrediction:
         table = torch.zeros(*x_t.shape, self.source.vocab_size, dtype=torch.float64)
@@ -66,7 +67,8 @@ class ExactNext(RereadsPrefix):
     def __call__(self, inputs: NetworkInput) -> TablePrediction:
         """Return the prediction at the positions of x_t [B, M]."""
         given = 0 if inputs.cache is None else inputs.cache.length
-        return TablePrediction(causal_logits(self.source, expand_prefix(inputs).x_t)[:, given:])
+        logits = causal_logits(self.source, expand_prefix(inputs).x_t)
+        return TablePrediction(logits[:, given : given + inputs.x_t.shape[1]])
 
 
 def exact_denoiser(sampler: Sampler[Any], process: ForwardProcess, source: Source) -> Denoiser:

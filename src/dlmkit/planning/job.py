@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.corruption.base import Corruption
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
+from dlmkit.training.sharding import check_divisible
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 
@@ -115,6 +117,23 @@ class Job:
     def backbone(self) -> Backbone:
         """The network as the run has it."""
         return self.backbones[self.checkpointing]
+
+    def check_divisible(self) -> None:
+        """Check that FSDP2 can split weights and states.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        check_divisible(self.backbone, self.optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]))
+
+    @property
+    def divisible(self) -> bool:
+        """Whether FSDP2 can split weights and states."""
+        try:
+            self.check_divisible()
+        except ValueError:
+            return False
+        return True
 
     @property
     def block_size(self) -> int | None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.planning.fake_step import nbytes
 from dlmkit.planning.job import Job, Strategy
 from dlmkit.planning.trace import Trace, Tracer
+from dlmkit.training.adamw_8bit import EightBitStates
 
 GATHERED_LAYERS = 4
 """Layers that FSDP2 holds whole at a time: the one at work, the next, the buffer that it is gathered into, and the one
 whose gradients are on their way."""
 
-PROBE = (64, 64)
-"""Shape of the weight on which an optimizer shows its states."""
+PROBE = 2**16
+"""Numbers of a weight on which an optimizer shows its states. In the place of a larger one stands one with as many more
+as that has beyond a multiple, since states in blocks depend on what is left over."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class MemoryModel:
         num_trained = sum(parameter.numel() for parameter in trained)
         states, working = optimizer_bytes(self.job, trained)
         return Fixed(
-            weights=round(share * each * network.num_params),
+            weights=round(share * network.weight_bytes(each)),
             gradients=round(share * each * num_trained),
             optimizer=round(share * states),
             exchange=exchange_bytes(network, strategy, each, num_trained),
@@ -154,24 +159,44 @@ class MemoryModel:
 def optimizer_bytes(job: Job, trained: Iterable[nn.Parameter]) -> tuple[float, float]:
     """Return the bytes of an optimizer's states, and of what it holds while it steps.
 
-    The states are read off a step on a small weight. While it steps, torch's fused optimizers hold nothing more, those
+    The states are read off steps on small weights. While it steps, torch's fused optimizers hold nothing more, those
     that treat all weights at once (foreach, its default on a GPU) a copy of them, and a loop two of the largest.
     """
-    probe = nn.Parameter(torch.zeros(PROBE, dtype=job.precision.weights))
-    optimizer = job.optimizer([{"params": [probe]}])
-    probe.grad = torch.zeros_like(probe)
+    sizes = Counter(parameter.numel() for parameter in trained)
+    probes = {size: _probe(size, job.precision.weights) for size in sizes} or {0: _probe(0, job.precision.weights)}
+    optimizer = job.optimizer([{"params": list(probes.values())}])
+    for probe in probes.values():
+        probe.grad = torch.zeros_like(probe)
     optimizer.step()
-    states = [value for value in optimizer.state[probe].values() if isinstance(value, Tensor) and value.numel() > 1]
-    each = nbytes(states) / probe.numel()
-    sizes = [parameter.numel() for parameter in trained] or [0]
+    states = _state_bytes(optimizer)
+    total = sum(number * size * states[probes[size]] / probes[size].numel() for size, number in sizes.items())
+    each, largest = job.precision.weights.itemsize, max(sizes, default=0)
     defaults = optimizer.defaults
-    if defaults.get("fused"):
+    if isinstance(optimizer, EightBitStates):
+        working = optimizer.working[job.device_type] * largest
+    elif defaults.get("fused"):
         working = 0
     elif defaults.get("foreach") or (defaults.get("foreach") is None and job.device_type == "cuda"):
-        working = sum(sizes) * probe.element_size()
+        working = sum(sizes.elements()) * each
     else:
-        working = 2 * max(sizes) * probe.element_size()
-    return each * sum(sizes), working
+        working = 2 * largest * each
+    return total, working
+
+
+def _probe(size: int, dtype: torch.dtype) -> nn.Parameter:
+    """Return a weight of at most twice PROBE numbers whose states are like those of one of `size`."""
+    size = max(size, 1) if size < PROBE else PROBE + size % PROBE
+    return nn.Parameter(torch.zeros((size // 64, 64) if size % 64 == 0 else (size,), dtype=dtype))
+
+
+def _state_bytes(optimizer: Optimizer) -> dict[nn.Parameter, int]:
+    """Return the bytes of each weight's states as they are saved, counters left out."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved = optimizer.state_dict()["state"]
+    return {
+        parameter: nbytes(leaf for leaf in tree_leaves(saved.get(index, {})) if isinstance(leaf, Tensor) and leaf.ndim)
+        for index, parameter in enumerate(parameters)
+    }
 
 
 def exchange_bytes(network: Backbone, strategy: Strategy, each: int, num_trained: int) -> int:

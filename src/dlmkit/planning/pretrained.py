@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from dlmkit.backbones.hf.loading import NO_SHAPE
+
 _GPT2 = {"model_type": "gpt2", "vocab_size": 50_257, "n_positions": 1024}
 
 KNOWN: Mapping[str, Mapping[str, Any]] = {
@@ -26,9 +28,6 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """config.json of the models that conf/ and experiments/ name, as far as it differs from transformers' defaults."""
-
-LEFT_OUT = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "quantization_config"}
-"""Keys of a config.json that say nothing of a shape."""
 
 
 def shape_of(name: str) -> dict[str, Any]:
@@ -52,5 +51,5 @@ def shape_of(name: str) -> dict[str, Any]:
             " backbone.name=null with backbone.config"
         ) from error
     keys = config.to_diff_dict()
-    kept = {key: value for key, value in keys.items() if key not in LEFT_OUT and not key.endswith("_token_id")}
+    kept = {key: value for key, value in keys.items() if key not in NO_SHAPE and not key.endswith("_token_id")}
     return {**kept, "model_type": config.model_type, "vocab_size": config.vocab_size}

@@ -75,9 +75,11 @@ def _memory(plan: Plan) -> Iterator[Row]:
         mark = {plan.job.checkpointing: "*"}
         shown = tuple(f"{names[m.checkpointing]}{mark.get(m.checkpointing, '')}" for m in memories)
         yield Row("activations are", shown, "* as backbone.gradient_checkpointing has it")
-    yield row("weights", "weights", _shards(plan, f"counted, {plan.job.precision.weights.itemsize} bytes each"))
+    each = f"counted, {plan.job.precision.weights.itemsize} bytes each"
+    packed = "" if plan.job.backbone.divisible else ", or 4 bits with scales"
+    yield row("weights", "weights", _shards(plan, each + packed))
     yield row("gradients", "gradients", _shards(plan, "as the weights that are trained"))
-    yield row("optimizer states", "optimizer", _shards(plan, "measured on one small weight"))
+    yield row("optimizer states", "optimizer", _shards(plan, "measured on small weights"))
     yield row("exchange", "exchange", _exchange(plan))
     yield row("activations", "activations", "traced: small steps on tensors without values, times layers and sequences")
     yield row("head", "head", "traced, and buffers of backbones/; as if all tokens were noisy")

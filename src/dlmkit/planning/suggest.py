@@ -51,8 +51,10 @@ def suggest(model: MemoryModel, memory: float) -> Suggestion | None:
 
 
 def ways(job: Job) -> tuple[Strategy, ...]:
-    """Return the strategies for a number of ranks."""
-    return ("single",) if job.ranks == 1 else ("ddp", "fsdp2")
+    """Return the strategies for a number of ranks; shards where weights and states can be split."""
+    if job.ranks == 1:
+        return ("single",)
+    return ("ddp", "fsdp2") if job.divisible else ("ddp",)
 
 
 def divisor(share: int, most: int) -> int:

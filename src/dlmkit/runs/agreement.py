@@ -124,6 +124,8 @@ def _callbacks(key: str, settings: Mapping[str, Any]) -> set[str]:
 
 
 def _equal(old: Any, new: Any) -> bool:
+    if (old, new) in ((ABSENT, None), (None, ABSENT)):  # a setting that came later, and is not used
+        return True
     return bool(old == new) or repr(old) == repr(new)  # not-a-number differs from itself
 
 

@@ -8,14 +8,38 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Shard
+from torch.optim import Optimizer
 
 from dlmkit.backbones.base import Backbone
+from dlmkit.training.adamw_8bit import EightBitStates
 from dlmkit.training.tensor_parallel import parallelize
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Axes of the mesh of processes, as Lightning names them."""
+
+
+def check_divisible(backbone: Backbone, optimizer: Optimizer) -> None:
+    """Check that weights and states can be split over processes.
+
+    Raises:
+        ValueError: they cannot, being of 4 or 8 bits in blocks.
+    """
+    for word, divisible in (
+        ("backbone.lora.quantize=4bit", backbone.divisible),
+        ("optimizer=adamw_8bit", not isinstance(optimizer, EightBitStates)),
+    ):
+        if not divisible:
+            raise ValueError(
+                f"{word} packs numbers in blocks, which strategy=fsdp2 cannot split: set strategy=ddp, or leave it out"
+            )
 
 
 def shard(backbone: Backbone, mesh: DeviceMesh, device: torch.device, cpu_offload: bool) -> None:
@@ -44,6 +68,8 @@ def shard(backbone: Backbone, mesh: DeviceMesh, device: torch.device, cpu_offloa
     for layer in backbone.sharding_units():
         fully_shard(layer, mesh=mesh[DATA], offload_policy=offload)
     fully_shard(backbone, mesh=mesh[DATA], reshard_after_forward=False, offload_policy=offload)
+    for method in ("prefill", "freeze"):  # they run the trunk, too
+        register_fsdp_forward_method(backbone, method)
     if backbone.deferred is not None:
         _make(backbone, whole, torch.device("cpu") if cpu_offload else device)
 

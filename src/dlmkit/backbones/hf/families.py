@@ -112,6 +112,13 @@ def fuse_activation(family: Family, config: PretrainedConfig) -> None:
         setattr(config, family.activation, "gelu_pytorch_tanh")
 
 
+def has_windows(family: Family, config: PretrainedConfig) -> bool:
+    """Return whether any layer of the model attends to a window."""
+    if family.window == "none" or config.sliding_window is None:
+        return False
+    return family.window == "all" or "sliding_attention" in config.layer_types
+
+
 def with_windows(mask: Mask, family: Family, config: PretrainedConfig, causal_past: bool) -> Mask | dict[str, Mask]:
     """Return `mask` restricted to the model's windows: one mask for all layers, or one for each kind of layer.
 
@@ -124,13 +131,11 @@ def with_windows(mask: Mask, family: Family, config: PretrainedConfig, causal_pa
         causal_past: whether the window counts the query itself, as in transformers' causal windows (the key is less
             than `sliding_window` positions back); its bidirectional ones reach one further.
     """
-    if family.window == "none" or config.sliding_window is None:
+    if not has_windows(family, config):
         return mask
     windowed = mask.windowed(config.sliding_window, causal_past)
     if family.window == "all":
         return windowed
-    if "sliding_attention" not in config.layer_types:
-        return mask
     return {"full_attention": mask, "sliding_attention": windowed}
 
 

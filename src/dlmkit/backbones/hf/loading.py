@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ DIVISIONS = (
 )
 """Settings of which the first is a multiple of the second."""
 
+NO_SHAPE = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "quantization_config"}
+"""Keys of a config.json that say nothing of a network."""
+
 NEW_ROWS = 1024
 """Rows that may be added to a pretrained embedding: the mask token's, and those of tokens that a user has added to the
 model's tokenizer. A tokenizer with more is taken for that of another model."""
@@ -54,9 +58,18 @@ def model_config_of(name: str | None, config: dict[str, Any] | None, vocab_size:
             raise ValueError(f"backbone.config has no model_type: add one of {', '.join(FAMILIES)}")
         # Hugging Face's defaults for special ids belong to its own vocabularies.
         special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        model_config = _config_for(keywords.pop("model_type"), {**special, **keywords, "vocab_size": vocab_size})
+        rows = max(vocab_size, int(keywords.pop("vocab_size", 0)))  # a pretrained model may have padding rows
+        model_config = _config_for(keywords.pop("model_type"), {**special, **keywords, "vocab_size": rows})
     family_of(model_config)
     return model_config
+
+
+def config_again(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the `backbone.config` that makes the network of a configuration again, rows of its embeddings among it."""
+    known = AutoConfig.for_model(config.model_type)
+    keys = json.loads(config.to_json_string(use_diff=True))
+    kept = {key: value for key, value in keys.items() if key not in NO_SHAPE and hasattr(known, key)}
+    return {**kept, "model_type": config.model_type, "vocab_size": config.vocab_size}
 
 
 def _config_for(model_type: str, keywords: dict[str, Any]) -> PretrainedConfig:

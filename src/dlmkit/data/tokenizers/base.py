@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlmkit.data.files import digest
+from dlmkit.data.tokenizers.pieces import escaped, spelled_bytes
 from dlmkit.files import write_text
 from dlmkit.trust import check_target
 
@@ -22,6 +23,8 @@ MASK_TEXT = "[MASK]"
 EOS_TEXT = "<|eos|>"
 ANCHORS = ("\n", ".", "|")
 """Texts that rarely make one token with what follows, to encode a text as it is behind another one."""
+REPLACEMENT = "\ufffd"
+"""What decoders show for bytes that are no whole UTF-8 character."""
 
 
 class Tokenizer(ABC):
@@ -81,6 +84,19 @@ class Tokenizer(ABC):
             elif not skip_special:
                 parts.extend(shown[i] for i in run)
         return "".join(parts)
+
+    def piece(self, token_id: int) -> str:
+        r"""Return the text of one token; bytes that are a part of a character are escaped, such as ``\xe2``."""
+        if token_id in (self.eos_id, self.mask_id):
+            return self.decode([token_id])
+        text = self.decode_ordinary([token_id], first=False)
+        spelling = self.spelling(token_id) if REPLACEMENT in text else None
+        raw = None if spelling is None else spelled_bytes(spelling)
+        return text if raw is None else escaped(raw)
+
+    def spelling(self, token_id: int) -> str | None:
+        """Return how the vocabulary spells a token, or ``None`` where it has no spelling of its own."""
+        return None
 
     @property
     @abstractmethod

@@ -77,6 +77,11 @@ class BPE(Tokenizer):
         text: str = self.model.decode(ids)
         return text
 
+    def spelling(self, token_id: int) -> str | None:
+        """Return the token with a letter for each byte."""
+        spelling: str | None = self.model.id_to_token(token_id)
+        return spelling
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, special ones included."""

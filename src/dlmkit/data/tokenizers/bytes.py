@@ -31,6 +31,10 @@ class Bytes(Tokenizer):
         """Return the text; bytes that are not UTF-8, as samples may have, show as U+FFFD."""
         return bytes(ids).decode(errors="replace")
 
+    def spelling(self, token_id: int) -> str:
+        """Return ``<0xE2>`` for byte 0xE2."""
+        return f"<0x{token_id:02X}>"
+
     def state(self) -> dict[str, Any]:
         """Return an empty state: all byte tokenizers are equal."""
         return {}

@@ -68,6 +68,11 @@ class HuggingFace(Tokenizer):
         assert isinstance(text, str)
         return text
 
+    def spelling(self, token_id: int) -> str | None:
+        """Return the token as its vocabulary has it."""
+        spelling = self.pretrained.convert_ids_to_tokens(token_id) if token_id < len(self.pretrained) else None
+        return spelling if isinstance(spelling, str) else None
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, a new mask included."""
