@@ -187,12 +187,11 @@ def time_some(
 def ways(shape: Shape, precision: str, device: torch.device) -> dict[str, Way]:
     """Return what is timed, by name; the first of each kind is what the others are compared with."""
     torch.manual_seed(0)
-    torch.set_default_device(device)
     config = gpt2_config(shape.layers, shape.hidden, shape.heads, shape.length)
     network, causal = (
-        build_network(config, shape.vocab_size, causal).eval().to(PRECISIONS[precision]) for causal in (False, True)
+        build_network(config, shape.vocab_size, causal).eval().to(device, PRECISIONS[precision])
+        for causal in (False, True)
     )
-    torch.set_default_device("cpu")
     noise, none = Absorbing(Linear(), shape.vocab_size, shape.mask_id), NoNoise(shape.vocab_size, shape.mask_id)
     one_by_one, length = Confidence(score="random"), shape.length
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlmkit.backbones.base import Backbone
 from dlmkit.backbones.dit import DiT
 from dlmkit.backbones.kv_cache import KeyValueCache
-from dlmkit.prefix import AfterPrefix, TokenPrefix
+from dlmkit.prefix import TokenPrefix
 from dlmkit.types import Attention, Cache, NetworkInput
 from networks import BOS, DIFFERENTIABLE, MASK, L, V, at_half, hf_network, network, randomised, some_tokens
 
@@ -124,19 +124,6 @@ def test_a_network_without_such_keys_reads_again_and_is_exact():
     rows = torch.tensor([1, 0, 1])
     again = hidden(backbone, later[rows, START:STOP], cache.text.select(rows))
     assert_close(again, hidden(backbone, later)[rows, START:STOP])
-
-
-def test_behind_a_prefix():
-    backbone, x_t = network("llama"), some_tokens(2, L)
-    with torch.no_grad():
-        behind = AfterPrefix(backbone, backbone.prefill(x_t[:, :2]))
-        cache = behind.freeze(x_t[:, 2:], at_half(x_t), START - 2, STOP - 2, "both")
-        found = behind(NetworkInput(x_t[:, START:STOP], at_half(x_t), cache=cache)).hidden
-    assert cache.length == START
-    assert_close(found, hidden(backbone, x_t)[:, START:STOP])
-    in_blocks = AfterPrefix(backbone, backbone.prefill(x_t[:, :3], 3))
-    with pytest.raises(ValueError, match="whose cache is exact"):
-        in_blocks.freeze(x_t[:, 3:], at_half(x_t), 0, 3, "both")
 
 
 @pytest.mark.parametrize(

@@ -61,4 +61,5 @@ class SemiAutoregressive(BlockByBlock):
         if self.cache == "none":
             return None
         t = torch.ones(len(x_t), dtype=torch.float64, device=x_t.device)
-        return denoiser.freeze(x_t, t, block.start, block.stop, self.cache)
+        here = self.columns(block, x_t.shape[1])
+        return denoiser.freeze(x_t, t, here.start, here.stop, self.cache)

@@ -18,3 +18,7 @@ class Linear(Schedule):
     def derivative(self, t: Tensor) -> Tensor:
         """Return -1."""
         return -ones_like(t)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        """Return 1 - alpha."""
+        return 1.0 - alpha
