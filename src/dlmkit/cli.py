@@ -148,7 +148,7 @@ def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
     sample.add_argument(
         "--out", type=Path, metavar="FILE", help="where the lines of --prompts go; a killed command goes on with it"
     )
-    sample.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts of --prompts at a time")
+    sample.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts at a time (default 64)")
     sample.add_argument("--length", type=int, metavar="N", help="tokens in all (default: the run's block length)")
     sample.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (default 1)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")

@@ -131,7 +131,7 @@ BAD = {
     "long prompt": ("absorbing", ["--prompt", "a" * 9], "length 8 leaves no room behind 9 given tokens: ask for"),
     "endless prompt": ("ar", ["--prompt", "a" * 40], "the prompt has 40 tokens, and this network reads 32"),
     "long text": ("absorbing", ["--length", "32"], "length 32 is more than this backbone's 31 positions"),
-    "no length": ("absorbing", ["--length", "0"], "length 0 leaves no room"),
+    "no length": ("absorbing", ["--length", "0"], "length 0 is outside [1, "),
     "long gap": ("absorbing", ["--infill", "a[MASK:31]"], "the text has 32 tokens with its gaps, and this network"),
     "no gap": ("absorbing", ["--infill", "a"], "the text has no gap"),
     "gap of an AR model": ("ar", ["--infill", "a[MASK:2]b"], "cannot fill in the middle"),
@@ -172,6 +172,9 @@ BAD = {
     "bad bytes": ("absorbing", ["--prompt", "a\udcff"], "half of a surrogate pair, or bytes that are not UTF-8"),
     "no file": ("absorbing", ["--prompts", "p.jsonl"], "'p.jsonl' does not exist"),
     "json lines as json": ("absorbing", ["--prompts", "p.jsonl", "--json"], "--json is for single texts"),
+    "length of a gap": ("absorbing", ["--infill", "a[MASK:2]", "--length", "9"], "has a length of its own; leave them"),
+    "length of gaps": ("absorbing", ["--infill-file", "p.jsonl", "--length", "9"], "--length with --infill-file"),
+    "no batch at all": ("absorbing", ["--batch-size", "0"], "batch_size 0 is outside [1, "),
     "no batch": ("absorbing", ["--prompts", "p.jsonl", "--batch-size", "0"], "batch_size 0 is outside [1, "),
 }
 

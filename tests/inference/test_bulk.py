@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dlmkit import LoadedModel
-from dlmkit.inference.bulk import Bulk, Decoding
+from dlmkit.inference.bulk import Bulk
+from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.output import opened, settings_file
 from dlmkit.inference.prompts import PromptFile
 from toy_models import toy_model

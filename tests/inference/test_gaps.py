@@ -157,3 +157,10 @@ def test_a_request_of_tokens_alone_is_decoded_whole() -> None:
 def test_half_of_a_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         toy_model().generate("a\ud800", steps=1)
+
+
+def test_old_keywords_are_refused_with_the_new_ones() -> None:
+    with pytest.raises(ValueError, match="num_steps is now steps: write steps=3"):
+        toy_model().generate("a", num_steps=3)
+    with pytest.raises(ValueError, match="infill with prompts or length"):
+        toy_model().generate("a", infill="a[MASK:2]")

@@ -76,6 +76,15 @@ def test_passes_do_not_depend_on_the_prompts_beside() -> None:
     assert alone[0].tokens[0] == done.tokens[0]
 
 
+def test_guidance_costs_two_passes(tmp_path: Path) -> None:
+    """Where it decides one token a step, in any case."""
+    model = model_of("absorbing", tmp_path)
+    plain, guided = (
+        model.generate("In", sampler="confidence", steps=LENGTH, guidance=scale).passes[0] for scale in (0.0, 1.0)
+    )
+    assert (plain, guided) == (LENGTH - 2, 2 * (LENGTH - 2))
+
+
 def test_an_end_before_something_given_is_a_token_like_others(tmp_path: Path) -> None:
     model = model_of("absorbing", tmp_path)
     done = model.generate(infill="In[MASK:6]god[MASK:6]", num_samples=16, steps=6, stop_at_eos=True)

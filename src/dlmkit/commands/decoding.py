@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlmkit.inference.choice import chosen_sampler
+from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.model import LoadedModel
 from dlmkit.requests import Request, batches
 from dlmkit.samplers.base import Sampler
@@ -49,14 +50,23 @@ def value_of(text: str) -> Any:
     return text
 
 
-def sampler_of(model: LoadedModel, options: argparse.Namespace) -> Sampler[Any]:
-    """Return the sampler that was asked for, which fits the model.
+def decoding_of(model: LoadedModel, options: argparse.Namespace) -> Decoding:
+    """Return how the texts are to be made, with a sampler that fits the model.
 
     Raises:
         ValueError: an unknown name or setting, a value outside its range, or a sampler that does not fit the model.
     """
-    chosen = options.sampler or model.sampler
-    return chosen_sampler(chosen, model.process, model.objective, options.block_length, settings_of(options))
+    sampler = options.sampler or model.sampler
+    return Decoding(
+        chosen_sampler(sampler, model.process, model.objective, options.block_length, settings_of(options)),
+        steps=STEPS if options.steps is None else options.steps,
+        length=options.length,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        guidance=options.guidance,
+        stop_at_eos=options.stop_at_eos,
+        batch_size=options.batch_size,
+    )
 
 
 def remark_on_steps(

@@ -14,15 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dlmkit.checkpoints.load import load
-from dlmkit.commands.decoding import STEPS, remark_on_steps, sampler_of
+from dlmkit.commands.decoding import decoding_of, remark_on_steps
 from dlmkit.commands.messages import silence_libraries
 from dlmkit.commands.sample_file import sample_file
 from dlmkit.generation import OnStep, planned_steps
-from dlmkit.inference.model import LoadedModel
+from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.texts import Texts
 from dlmkit.notices import notice
 from dlmkit.requests import Request
-from dlmkit.samplers.base import Sampler
 
 ECHOED = ("prompt", "infill", "num_samples", "seed", "guidance", "stop_at_eos")
 """Options that the JSON object repeats."""
@@ -36,49 +35,29 @@ def main(options: argparse.Namespace) -> None:
     """
     silence_libraries(progress=sys.stderr.isatty())
     model = load(options.checkpoint, options.trust)
-    sampler = sampler_of(model, options)
+    decoding = decoding_of(model, options)
     if options.prompts is not None or options.infill_file is not None:
-        sample_file(model, sampler, options)
+        sample_file(model, decoding, options)
         return
     if options.out is not None:
         raise ValueError("--out is for a file of prompts: give --prompts FILE.jsonl too, or leave it out")
-    steps = STEPS if options.steps is None else options.steps
     requests = model.make_requests(options.prompt, options.infill, options.num_samples, options.length)
     for request in requests:
-        model.check_request(request, sampler, options.guidance)
+        model.check_request(request, decoding.sampler, decoding.guidance)
+    model.denoiser(decoding.guidance, decoding.sampler)
     model.backbone.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    with watching(sampler, requests, steps) as on_step:
-        texts = generated(model, sampler, requests, steps, options, on_step)
-    print_texts(texts, sampler, steps, options)
-    if (remark := remark_on_steps(options.steps, sampler, requests, texts.passes)) is not None:
+    with watching(decoding, requests) as on_step:
+        began = time.perf_counter()
+        done = model.decode(requests, decoding, on_step)
+        texts = model.texts(requests, done, time.perf_counter() - began)
+    print_texts(texts, decoding, options)
+    if (remark := remark_on_steps(options.steps, decoding.sampler, requests, texts.passes)) is not None:
         notice(remark)
 
 
-def generated(
-    model: LoadedModel,
-    sampler: Sampler[object],
-    requests: list[Request],
-    steps: int,
-    options: argparse.Namespace,
-    on_step: OnStep,
-) -> Texts:
-    """Return the completed requests."""
-    began = time.perf_counter()
-    done = model.complete(
-        requests,
-        steps,
-        sampler,
-        options.seed,
-        on_step,
-        guidance=options.guidance,
-        stop_id=model.stop_id(options.stop_at_eos),
-    )
-    return model.texts(requests, done, time.perf_counter() - began)
-
-
 @contextmanager
-def watching(sampler: Sampler[object], requests: list[Request], steps: int) -> Iterator[OnStep]:
-    """Give what is called after every step: here is the place of all that looks on."""
+def watching(decoding: Decoding, requests: list[Request]) -> Iterator[OnStep]:
+    """Give what is called after every step: the place of all that looks on."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(
         *columns,
@@ -88,17 +67,18 @@ def watching(sampler: Sampler[object], requests: list[Request], steps: int) -> I
         disable=not sys.stderr.isatty(),
     )
     with bar:
-        task = bar.add_task("sampling", total=planned_steps(sampler, requests, max(1, steps)))
+        total = planned_steps(decoding.sampler, requests, decoding.steps, decoding.batch_size)
+        task = bar.add_task("sampling", total=total)
         yield lambda _event: bar.advance(task)
 
 
-def print_texts(texts: Texts, sampler: Sampler[object], steps: int, options: argparse.Namespace) -> None:
+def print_texts(texts: Texts, decoding: Decoding, options: argparse.Namespace) -> None:
     """Print the texts, or a JSON object with them, the settings and what they cost."""
     if options.json:
         content = {
             **{key: getattr(options, key) for key in ECHOED},
-            "sampler": sampler.name,
-            "steps": steps,
+            "sampler": decoding.sampler.name,
+            "steps": decoding.steps,
             "texts": texts.texts,
             "statistics": {
                 "num_tokens": texts.num_generated,

@@ -15,34 +15,25 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlmkit.commands.decoding import STEPS
 from dlmkit.generation import Event
-from dlmkit.inference.bulk import Bulk, Decoding
+from dlmkit.inference.bulk import Bulk
+from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.model import LoadedModel
 from dlmkit.inference.output import opened
 from dlmkit.inference.prompts import PromptFile
 from dlmkit.notices import notice
-from dlmkit.samplers.base import Sampler
 
 
-def sample_file(model: LoadedModel, sampler: Sampler[Any], options: argparse.Namespace) -> None:
+def sample_file(model: LoadedModel, decoding: Decoding, options: argparse.Namespace) -> None:
     """Make the texts of a file of prompts, and write them to --out or to standard output, a JSON line each.
 
     Raises:
         ValueError: a bad line, an output that is not this command's, settings that do not fit.
     """
+    if options.infill_file is not None and options.length is not None:
+        raise ValueError("--length with --infill-file: a text with gaps has a length of its own; leave it out")
     if options.json:
         raise ValueError("--json is for single texts: a file of prompts gives JSON lines anyway; leave it out")
-    decoding = Decoding(
-        sampler,
-        steps=STEPS if options.steps is None else options.steps,
-        length=options.length,
-        num_samples=options.num_samples,
-        seed=options.seed,
-        guidance=options.guidance,
-        stop_at_eos=options.stop_at_eos,
-        batch_size=options.batch_size,
-    )
     prompts = PromptFile(options.prompts or options.infill_file, gaps_only=options.prompts is None)
     bulk = Bulk(model, prompts, decoding)
     if options.out is None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 
 from dlmkit import __version__
-from dlmkit.generation import BATCH_SIZE, Completions, OnStep
-from dlmkit.inference.choice import Guidance
+from dlmkit.generation import Completions, OnStep
+from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.model import LoadedModel
 from dlmkit.inference.prompts import Prompt, PromptFile
-from dlmkit.parts import Part
-from dlmkit.ranges import Count, Tokens, check_fields
 from dlmkit.requests import Request, batches
-from dlmkit.samplers.base import Sampler
 
 WINDOW = 8
 """Batches that are formed together, each of texts of one length; lines are written in the order of the file."""
@@ -32,34 +29,6 @@ class Lines(Protocol):
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write more of them."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the texts of a file are made.
-
-    Attributes:
-        sampler: from `LoadedModel.choose_sampler`.
-        steps: reverse steps, at least 1.
-        length: tokens in all of a continued text; ``None`` for the training length.
-        num_samples: texts for each prompt.
-        seed: of the noise.
-        guidance: scale of classifier-free guidance, 0 for none.
-        stop_at_eos: whether texts end at the first end of document.
-        batch_size: texts at a time.
-    """
-
-    sampler: Sampler[Any]
-    steps: Count = 64
-    length: Tokens | None = None
-    num_samples: Count = 1
-    seed: int = 0
-    guidance: Guidance = 0.0
-    stop_at_eos: bool = False
-    batch_size: Count = BATCH_SIZE
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -106,13 +75,8 @@ class Bulk:
             "dlmkit_version": __version__,
             "prompts": self._prompts.fingerprint,
             "weights": weights_fingerprint(self._model.backbone),
-            **described("sampler", decoding.sampler),
-            "steps": decoding.steps,
+            **decoding.described(),
             "length": length,
-            "num_samples": decoding.num_samples,
-            "seed": decoding.seed,
-            "guidance": decoding.guidance,
-            "stop_at_eos": decoding.stop_at_eos,
         }
 
     def known_lines(self) -> Iterator[dict[str, Any]]:
@@ -147,27 +111,13 @@ class Bulk:
                 on_batch(len(batch.indices))
             asked = [requests[index] for index in batch.indices]
             places = [first + index for index in batch.indices]
-            done = self._completed(asked, places, on_step)
+            done = self._model.decode(asked, self._decoding, on_step, places)
             for row, index in enumerate(batch.indices):
                 made[first + index] = self._line(window[index], asked[row], done, row)
             ready: list[dict[str, Any]] = []
             while (line := made.pop(lines.num_lines + len(ready), None)) is not None:
                 ready.append(line)
             lines.append(ready)
-
-    def _completed(self, requests: list[Request], places: list[int], on_step: OnStep | None) -> Completions:
-        decoding = self._decoding
-        return self._model.complete(
-            requests,
-            decoding.steps,
-            decoding.sampler,
-            decoding.seed,
-            on_step,
-            guidance=decoding.guidance,
-            stop_id=self._model.stop_id(decoding.stop_at_eos),
-            batch_size=decoding.batch_size,
-            places=places,
-        )
 
     def _line(self, item: _Item, request: Request, done: Completions, row: int) -> dict[str, Any]:
         completed = self._model.completed_text(request, done.tokens[row])
@@ -185,16 +135,6 @@ class Bulk:
         for index, prompt in enumerate(self._prompts):
             for sample in range(num):
                 yield _Item(prompt, sample, index * num + sample)
-
-
-def described(name: str, part: Part) -> dict[str, Any]:
-    """Return a part and its settings by dotted names: {"sampler": "ancestral", "sampler.top_k": None, ...}."""
-    known: dict[str, Any] = {name: part.name}
-    settings: tuple[Field[Any], ...] = fields(part) if is_dataclass(part) else ()
-    for field in settings:
-        key, value = f"{name}.{field.name}", getattr(part, field.name)
-        known |= described(key, value) if isinstance(value, Part) else {key: value}
-    return known
 
 
 def weights_fingerprint(network: torch.nn.Module) -> str:

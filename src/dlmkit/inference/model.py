@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from dlmkit.backbones.base import Backbone
 from dlmkit.data.tokenizers.base import Tokenizer
 from dlmkit.generation import BATCH_SIZE, Completions, OnStep, complete
 from dlmkit.inference.choice import chosen_sampler, guided
+from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.texts import CompletedText, Texts, completed_text
 from dlmkit.objectives.base import Objective
 from dlmkit.processes.base import ForwardProcess
@@ -68,8 +69,8 @@ class LoadedModel:
 
         Args:
             prompts: text to continue, one or several of any lengths; ``None`` or "" for unconditional text.
-            infill: a text with gaps, or several: "[MASK:n]" for n tokens, "[MASK:<=n]" for at most n. `prompts` and
-                `length` are then not used.
+            infill: a text with gaps, or several: "[MASK:n]" for n tokens, "[MASK:<=n]" for at most n; without
+                `prompts` and `length`.
             num_samples: texts for each prompt, at least 1.
             steps: reverse steps, at least 1; some samplers take another number, see `Sampler.num_steps`.
             length: tokens in all; the training length by default. An infill has its own.
@@ -110,6 +111,8 @@ class LoadedModel:
                 network reads.
         """
         check("num_samples", num_samples, Count)
+        if infill is not None and (prompts is not None or length is not None):
+            raise ValueError("infill with prompts or length: a text with gaps has a length of its own; leave them out")
         given = prompts if infill is None else infill
         texts = [given] if isinstance(given, str) else given or [""]
         asked = [self.request(text, infill is not None, length) for text in texts]
@@ -242,9 +245,32 @@ class LoadedModel:
             ValueError: guidance of a model, or with a sampler, that it does not fit; a number outside its range.
         """
         check("steps", steps, Count)
+        check("batch_size", batch_size, Count)
         denoiser = self.denoiser(guidance, sampler)
-        return complete(
+        done = complete(
             self.backbone, self.process, sampler, requests, steps, seed, batch_size, on_step, stop_id, places, denoiser
+        )
+        each = 1 if guidance == 0 else 2  # with the prompt and without it
+        return replace(done, passes=[each * passes for passes in done.passes])
+
+    def decode(
+        self,
+        requests: list[Request],
+        decoding: Decoding,
+        on_step: OnStep | None = None,
+        places: Sequence[int] | None = None,
+    ) -> Completions:
+        """Return the token ids of each request, with the settings of a record; see `complete`."""
+        return self.complete(
+            requests,
+            decoding.steps,
+            decoding.sampler,
+            decoding.seed,
+            on_step,
+            guidance=decoding.guidance,
+            stop_id=self.stop_id(decoding.stop_at_eos),
+            batch_size=decoding.batch_size,
+            places=places,
         )
 
     def denoiser(self, guidance: float, sampler: Sampler[Any]) -> Denoiser:

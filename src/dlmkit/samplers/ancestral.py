@@ -37,7 +37,7 @@ class Ancestral(Shaped, Sampler[None]):
 
     def step(self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: None) -> Stepped[None]:
         """Return the tokens at time s."""
-        if process.mask_only:
+        if process.mask_only and isinstance(self.parameterization, X0LeaveOneOut):  # the logits are x_theta's
             return unmask(self, denoiser, process, x_t, step, leaving(process, x_t, step))
         active = process.may_change(x_t) & ~step.fixed
         reading = read(denoiser, x_t, active, step)
