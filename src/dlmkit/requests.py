@@ -65,6 +65,11 @@ class Request:
         if len(self.tokens) != len(self.fixed):
             raise ValueError(f"{len(self.tokens)} tokens with {len(self.fixed)} flags: give one flag for each token")
 
+    @property
+    def num_free(self) -> int:
+        """Tokens to generate."""
+        return len(self.fixed) - sum(self.fixed)
+
 
 @dataclass(frozen=True)
 class RequestBuilder:

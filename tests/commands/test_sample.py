@@ -239,6 +239,7 @@ def test_a_killed_command_goes_on_and_ends_the_same(runs: Path) -> None:
 def test_lines_are_printed_without_a_file(runs: Path) -> None:
     prompts(7)
     command = ["--prompts", "p.jsonl", "--steps", "2", "--num-samples", "2", "--stop-at-eos"]
+    assert "--steps 40 is more than the 8 tokens to fill" in sample(runs, "absorbing", *command, "--steps", "40").line
     printed = text_of(sample(runs, "absorbing", *command))
     assert sample(runs, "absorbing", *command, "--out", "folder/o.jsonl").code == 0
     assert Path("folder/o.jsonl").read_text() == printed

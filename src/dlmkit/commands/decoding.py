@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from dlmkit.inference.choice import chosen_sampler
 from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.model import LoadedModel
-from dlmkit.requests import Request, batches
 from dlmkit.samplers.base import Sampler
+from dlmkit.types import Canvas
 
 STEPS = 64
 """Reverse steps where none are asked for."""
 
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "score", "token")
 """Options that are settings of a sampler; any other is given by --set."""
+
+MANY = 10**6
+"""Steps that no text needs."""
 
 WORDS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
@@ -69,26 +74,23 @@ def decoding_of(model: LoadedModel, options: argparse.Namespace) -> Decoding:
     )
 
 
-def remark_on_steps(
-    asked: int | None, sampler: Sampler[Any], requests: Sequence[Request], passes: Sequence[int]
-) -> str | None:
+def remark_on_steps(asked: int | None, sampler: Sampler[Any], num_free: int, passes: int) -> str | None:
     """Return a line where the number of steps that was asked for is not what happened, or ``None``.
 
     Args:
         asked: ``None`` where no number was.
         sampler: that was used.
-        requests: that were completed.
-        passes: of the network for each of them.
+        num_free: the most tokens that a text had to be given; 0 where no text was made.
+        passes: the most passes of the network that a text took part in.
     """
-    if asked is None or not requests:
+    if asked is None or num_free == 0:
         return None
-    batch = next(batches(requests[:1], 1, "cpu"))
-    most, num_free = max(passes), max(len(request.fixed) - sum(request.fixed) for request in requests)
-    if sampler.num_steps(batch.canvas, 10**6) == sampler.num_steps(batch.canvas, 1):
-        return f"{sampler.label} takes as many steps as a text needs, here up to {most}, whatever --steps says"
-    if asked > num_free and most < asked:
+    blank = Canvas(torch.zeros(1, num_free, dtype=torch.int64), torch.zeros(1, num_free, dtype=torch.bool))
+    if sampler.num_steps(blank, MANY) == sampler.num_steps(blank, 1):
+        return f"{sampler.label} takes as many steps as a text needs, here up to {passes}, whatever --steps says"
+    if asked > num_free and passes < asked:
         return (
-            f"--steps {asked} is more than the {num_free} tokens to fill: {most} passes of the network were enough, the"
-            " other steps decided nothing"
+            f"--steps {asked} is more than the {num_free} tokens to fill: {passes} passes of the network were enough,"
+            " the other steps decided nothing"
         )
     return None

@@ -51,7 +51,8 @@ def main(options: argparse.Namespace) -> None:
         done = model.decode(requests, decoding, on_step)
         texts = model.texts(requests, done, time.perf_counter() - began)
     print_texts(texts, decoding, options)
-    if (remark := remark_on_steps(options.steps, decoding.sampler, requests, texts.passes)) is not None:
+    num_free = max(request.num_free for request in requests)
+    if (remark := remark_on_steps(options.steps, decoding.sampler, num_free, max(texts.passes))) is not None:
         notice(remark)
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dlmkit.commands.decoding import remark_on_steps
 from dlmkit.generation import Event
 from dlmkit.inference.bulk import Bulk
 from dlmkit.inference.decoding import Decoding
@@ -38,8 +39,11 @@ def sample_file(model: LoadedModel, decoding: Decoding, options: argparse.Namesp
     bulk = Bulk(model, prompts, decoding)
     if options.out is None:
         _make(model, bulk, Printed())
-        return
-    _write(model, bulk, options.out)
+    else:
+        _write(model, bulk, options.out)
+    remark = remark_on_steps(options.steps, decoding.sampler, bulk.most_free, bulk.most_passes)
+    if remark is not None:
+        notice(remark)
 
 
 def _write(model: LoadedModel, bulk: Bulk, out: Path) -> None:

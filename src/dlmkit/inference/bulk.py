@@ -60,6 +60,10 @@ class Bulk:
         model.denoiser(decoding.guidance, decoding.sampler)
         self.num_texts = decoding.num_samples * prompts.check(self._check)
         """Lines of the whole output."""
+        self.most_free = 0
+        """The most tokens to generate in a text that was made."""
+        self.most_passes = 0
+        """The most passes of the network that a text which was made took part in."""
 
     def _check(self, prompt: Prompt) -> None:
         self._model.check_request(self._request(prompt), self._decoding.sampler, self._decoding.guidance)
@@ -121,6 +125,8 @@ class Bulk:
 
     def _line(self, item: _Item, request: Request, done: Completions, row: int) -> dict[str, Any]:
         completed = self._model.completed_text(request, done.tokens[row])
+        self.most_free = max(self.most_free, request.num_free)
+        self.most_passes = max(self.most_passes, done.passes[row])
         return {
             "id": item.prompt.id,
             "sample": item.sample,
