@@ -60,6 +60,8 @@ CHOICES = {
     "t_sampler": {"clipped", "iid", "importance", "learned", "offset_grid", "stratified"},
     "sampler": {
         *("ancestral", "autoregressive", "blockwise", "score_analytic", "score_tau_leaping", "self_correcting"),
+        *("confidence", "threshold", "factor", "entropy_bound", "first_hitting", "remdm", "remdm_loop", "p2"),
+        "semi_autoregressive",
     },
 }
 """The parts that have a name of their own; of backbones and data several YAMLs may configure one class."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from dlmkit.backbones.base import Backbone
 from dlmkit.data.tokenizers.base import Tokenizer
-from dlmkit.generation import BATCH_SIZE, Completions, OnStep, complete
+from dlmkit.generation import BATCH_SIZE, Completions, OnStart, OnStep, complete
 from dlmkit.inference.choice import chosen_sampler, guided
 from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.texts import CompletedText, Texts, completed_text
@@ -227,6 +227,7 @@ class LoadedModel:
         stop_id: int | None = None,
         batch_size: int = BATCH_SIZE,
         places: Sequence[int] | None = None,
+        on_start: OnStart | None = None,
     ) -> Completions:
         """Return the token ids of each request, the sampler from `choose_sampler`; see `dlmkit.generation.complete`.
 
@@ -240,6 +241,7 @@ class LoadedModel:
             stop_id: id after which a text ends.
             batch_size: texts at a time.
             places: of the requests among all; 0, 1, ... by default.
+            on_start: called before the first step of every batch.
 
         Raises:
             ValueError: guidance of a model, or with a sampler, that it does not fit; a number outside its range.
@@ -247,9 +249,8 @@ class LoadedModel:
         check("steps", steps, Count)
         check("batch_size", batch_size, Count)
         denoiser = self.denoiser(guidance, sampler)
-        done = complete(
-            self.backbone, self.process, sampler, requests, steps, seed, batch_size, on_step, stop_id, places, denoiser
-        )
+        parts = (self.backbone, self.process, sampler)
+        done = complete(*parts, requests, steps, seed, batch_size, on_step, stop_id, places, denoiser, on_start)
         each = 1 if guidance == 0 else 2  # with the prompt and without it
         return replace(done, passes=[each * passes for passes in done.passes])
 
@@ -259,6 +260,7 @@ class LoadedModel:
         decoding: Decoding,
         on_step: OnStep | None = None,
         places: Sequence[int] | None = None,
+        on_start: OnStart | None = None,
     ) -> Completions:
         """Return the token ids of each request, with the settings of a record; see `complete`."""
         return self.complete(
@@ -271,6 +273,7 @@ class LoadedModel:
             stop_id=self.stop_id(decoding.stop_at_eos),
             batch_size=decoding.batch_size,
             places=places,
+            on_start=on_start,
         )
 
     def denoiser(self, guidance: float, sampler: Sampler[Any]) -> Denoiser:
