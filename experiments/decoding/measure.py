@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dlmkit.evaluation.duel import duel
 from torch import Tensor
 
 from dlmkit import LoadedModel, load
 from dlmkit.build import build_data
+from dlmkit.evaluation.duel import duel
 from dlmkit.evaluation.text_quality import (
     Estimate,
     distinct,

@@ -39,7 +39,7 @@ class RowNoise:
     start: int = 0
 
     def uniform(self, name: str, length: int) -> Tensor:
-        """Return float64 [B, length] in (0, 1), multiples of 2^-53 moved by half of that.
+        """Return float64 [B, length] in (0, 1), multiples of 2^-52 moved by half of that.
 
         Args:
             name: what the numbers are for; other names have other numbers.
@@ -49,7 +49,7 @@ class RowNoise:
         rows = splitmix64(splitmix64(self.seeds) ^ key)
         positions = torch.arange(self.start, self.start + length, device=self.seeds.device)
         mixed = splitmix64(splitmix64(rows[:, None] + _GOLDEN * positions) ^ key)
-        return (_shifted(mixed, 11).double() + 0.5) * 2.0**-53
+        return to_unit(mixed)
 
     def at(self, *, step: int | None = None, start: int | None = None) -> RowNoise:
         """Return the numbers of another step, or of columns from another position on."""
@@ -67,6 +67,11 @@ def row_noise(rows: Tensor, *key: int | str) -> RowNoise:
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """The odd number nearest to 2^64 over the golden ratio, as a signed integer: torch's int64 wraps around."""
+
+
+def to_unit(bits: Tensor) -> Tensor:
+    """Return the upper 52 of 64 bits as float64 in (0, 1): with 53 the half would be rounded, to 1 at the end."""
+    return (_shifted(bits, 12).double() + 0.5) * 2.0**-52
 
 
 def splitmix64(x: Tensor) -> Tensor:

@@ -59,9 +59,9 @@ CHOICES = {
     },
     "t_sampler": {"clipped", "iid", "importance", "learned", "offset_grid", "stratified"},
     "sampler": {
-        *("ancestral", "autoregressive", "blockwise", "score_analytic", "score_tau_leaping", "self_correcting"),
-        *("confidence", "threshold", "factor", "entropy_bound", "first_hitting", "remdm", "remdm_loop", "p2"),
-        "semi_autoregressive",
+        *("ancestral", "autoregressive", "blockwise", "confidence", "entropy_bound", "factor", "first_hitting", "p2"),
+        *("remdm", "remdm_loop", "score_analytic", "score_tau_leaping", "self_correcting", "semi_autoregressive"),
+        "threshold",
     },
 }
 """The parts that have a name of their own; of backbones and data several YAMLs may configure one class."""

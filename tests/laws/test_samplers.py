@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dlmkit.generation import generate
+from dlmkit.laws import pairing
 from dlmkit.laws import samplers as laws
 from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.samplers import Exact, counts_of, distribution_after, empty, step_rows, total_variation
@@ -103,7 +104,7 @@ def built(name: str, process: str) -> tuple[Sampler, ForwardProcess]:
     return parts.sampler(name), parts.process(process)
 
 
-@pytest.mark.parametrize(("law", "case"), parts.applying(laws.LAWS, CASES, built))
+@pytest.mark.parametrize(("law", "case"), parts.applying(pairing.SAMPLER_LAWS, CASES, built))
 def test_sampler(law, case):
     asserting(law)(*built(*case))
 

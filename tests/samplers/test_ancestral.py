@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
 from dlmkit.generation import generate
+from dlmkit.laws.denoisers import FixedLogits
+from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.predictions import TablePrediction
 from dlmkit.laws.samplers import Exact, empty
+from dlmkit.laws.statistics import chi_square_p
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.randomness import row_noise
 from dlmkit.samplers import ancestral
+from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Step
 from dlmkit.tensors import categorical
 from dlmkit.types import Canvas
@@ -55,6 +61,28 @@ def test_which_token_is_drawn_apart_from_whether_it_changes(monkeypatch: pytest.
     assert 0 < len(probs) < 100  # 20 expected
     given_change = probs / probs.sum(-1, keepdim=True)
     torch.testing.assert_close(given_change, table[0].exp().expand(len(probs), -1), rtol=1e-9, atol=0)
+
+
+class Squared(X0LeaveOneOut):
+    """A network whose output is half of log x_theta."""
+
+    def log_x0(self, logits, x_t, t, process):
+        return super().log_x0(2 * logits, x_t, t, process)
+
+
+@dataclass(frozen=True)
+class OfSquared(Ancestral):
+    parameterization = Squared()
+
+
+def test_the_parameterization_holds_under_absorbing_noise_too():
+    """Probabilities 0.5, 0.3, 0.2 of the raw output are 25, 9, 4 of 38."""
+    noise, num = parts.process("absorbing"), 5_000
+    probs = torch.zeros(VOCAB_SIZE)
+    probs[[0, 2, 3]] = torch.tensor([0.5, 0.3, 0.2])
+    drawn = generate(FixedLogits(probs.log().expand(num, 1, -1)), noise, OfSquared(), empty(noise, num, 1), 3, 0).tokens
+    expected = (probs**2 / (probs**2).sum()).double() * num
+    assert chi_square_p(torch.bincount(drawn[:, 0], minlength=VOCAB_SIZE), expected) > FALSE_ALARM
 
 
 def test_no_step_is_refused():

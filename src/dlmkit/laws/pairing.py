@@ -17,9 +17,12 @@ from dlmkit.laws import (
     corruption,
     discrete_time,
     objectives,
+    orders,
     processes,
+    remasking,
     samplers,
     schedules,
+    sharpening,
     t_samplers,
 )
 from dlmkit.laws.findings import Finding, Law, findings_of
@@ -40,6 +43,9 @@ INTERFACES: dict[str, type] = {
     "backbone": Backbone,
 }
 """The groups that have laws, and the class that their parts derive from."""
+
+SAMPLER_LAWS = [*samplers.LAWS, *orders.LAWS, *remasking.LAWS, *sharpening.LAWS]
+"""Of a sampler and a process."""
 
 LARGE = 20_000_000
 """A backbone with more parameters than this is checked only when it is named."""
@@ -231,7 +237,7 @@ def sampler_jobs(candidates: Candidates, named: set[str]) -> Iterator[Job]:
     few = candidates["schedule"] if "schedule" in named else linear or candidates["schedule"][:1]
     for part, noise, *others in sampler_cases({**candidates, "schedule": few}):
         sampler = part.build(noise, *others)
-        yield from _jobs(named, samplers.LAWS, [part, noise, *others], sampler, noise.build(*others))
+        yield from _jobs(named, SAMPLER_LAWS, [part, noise, *others], sampler, noise.build(*others))
         wide = noise.build(*others, toy=WIDE)
         yield from _jobs(named, [samplers.law_tail], [part, noise, *others], sampler, wide)
     for part in candidates["sampler"]:

@@ -215,8 +215,10 @@ def _partly_given(sampler: Sampler[Any], process: ForwardProcess, source: Source
     tokens = source.sequences[rows]
     fixed = torch.rand(200, source.length, generator=generator) < 0.5
     fixed[:2] = torch.tensor([[True], [False]])  # everything given; nothing given
+    ends = torch.tensor([[True, False], [False, True], [True, True]])
+    fixed[13:16], fixed[13:16, 0], fixed[13:16, -1] = False, ends[:, 0], ends[:, 1]
     if is_causal(sampler):
-        fixed = (torch.arange(source.length) < 2).expand(200, -1)
+        fixed = torch.arange(source.length) < torch.arange(200)[:, None] % source.length
     filler = 0 if process.mask_id is None else process.mask_id
     return Canvas(tokens.masked_fill(~fixed, filler), fixed)
 
@@ -235,14 +237,15 @@ def law_draws_repeat(sampler: Sampler[Any], process: ForwardProcess) -> Iterator
 
 @law()
 def law_rows_apart(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding]:
-    """A row's tokens are those that it has alone, or beside other rows in another order."""
+    """A row's tokens and passes are those that it has alone, or beside other rows in another order."""
     source = random_source(4, process.vocab_size, process.mask_id)
     canvas, rows = _partly_given(sampler, process, source), torch.tensor([41, 3, 0, 12, 7])
     denoiser = exact_denoiser(sampler, process, source)
 
     def completed(rows: Tensor) -> Tensor:
         some = Canvas(canvas.tokens[rows], canvas.fixed[rows])
-        return generate(denoiser, process, sampler, some, 6, row_noise(rows, "rows")).tokens
+        done = generate(denoiser, process, sampler, some, 6, row_noise(rows, "rows"))
+        return torch.cat([done.tokens, done.passes[:, None]], dim=1)
 
     together, alone = completed(rows), torch.cat([completed(row) for row in rows.split(1)])
     differ = int((together != alone).any(-1).sum())
@@ -250,8 +253,8 @@ def law_rows_apart(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[F
         "rows do not depend on each other",
         differ,
         0.0,
-        f"{differ} of {len(rows)} rows have other tokens in a batch than alone: draw from `step.noise`, whose numbers"
-        " belong to rows, and keep no state for the batch as a whole",
+        f"{differ} of {len(rows)} rows have other tokens or passes in a batch than alone: draw from `step.noise`, whose"
+        " numbers belong to rows, and keep no state for the batch as a whole",
     )
 
 
@@ -287,7 +290,7 @@ def law_tail(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding
         len(coarse),
         0.0,
         f"{', '.join(sorted(set(coarse)))} draws over the vocabulary in float32, whose smallest step is 6e-8: rarer"
-        " tokens are never drawn; use dlmkit.samplers.drawing.categorical",
+        " tokens are never drawn; use dlmkit.tensors.categorical",
     )
 
 

@@ -37,8 +37,9 @@ class Ancestral(Shaped, Sampler[None]):
 
     def step(self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: None) -> Stepped[None]:
         """Return the tokens at time s."""
-        if process.mask_only and isinstance(self.parameterization, X0LeaveOneOut):  # the logits are x_theta's
-            return unmask(self, denoiser, process, x_t, step, leaving(process, x_t, step))
+        if process.mask_only:
+            where = leaving(process, x_t, step)
+            return unmask(self, denoiser, process, x_t, step, where, parameterization=self.parameterization)
         active = process.may_change(x_t) & ~step.fixed
         reading = read(denoiser, x_t, active, step)
         if not active.any():
@@ -75,6 +76,7 @@ def unmask(
     step: Step,
     where: Tensor,
     t: Tensor | None = None,
+    parameterization: Parameterization = X0LeaveOneOut(),  # noqa: B008 (it has no state)
 ) -> Stepped[None]:
     """Return the step that replaces the masks at `where` (bool [B, L]), each by a draw from its own distribution.
 
@@ -86,9 +88,14 @@ def unmask(
         step: with the noise.
         where: the positions.
         t: what the network reads as the time, if not the step's.
+        parameterization: of the network's output.
     """
     reading = read(denoiser, x_t, where, step, t)
-    return Stepped(fill(shape, process, x_t, step, reading), None, reading)
+    if not where.any():
+        return Stepped(x_t, None, reading)
+    at = at_positions(step.t if t is None else t, where)
+    log_x0 = parameterization.log_x0(reading.logits, x_t[where], at, process)
+    return Stepped(fill(shape, process, x_t, step, Reading(where, log_x0)), None, reading)
 
 
 def fill(shape: Shaped, process: ForwardProcess, x_t: Tensor, step: Step, reading: Reading) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Reading, Sampler, Step, Stepped
+from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
 from dlmkit.samplers.drawing import Shaped
 from dlmkit.tensors import categorical
-from dlmkit.types import Cache, Canvas, Denoiser, NetworkInput
+from dlmkit.types import Cache, Canvas, Denoiser
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Autoregressive(Shaped, Sampler[Progress]):
         """Whether the network's own distribution is drawn from."""
         return self.neutral
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether the network's own distribution is drawn from."""
+        return self.neutral
+
     def init(self, canvas: Canvas) -> Progress:
         """Return the first position to fill; prompts may be of unequal length.
 
@@ -74,15 +79,16 @@ class Autoregressive(Shaped, Sampler[Progress]):
         position = state.position
         seen = 0 if state.cache is None else state.cache.length
         cache = denoiser.prefill(x_t[:, seen:position], cache=state.cache)
-        here = x_t[:, position : position + 1]  # its token is not read: the network is shifted
-        free = ~step.fixed[:, position]  # a row whose prompt is longer waits
-        logits = denoiser(NetworkInput(here, step.t, cache=cache)).logits(free[:, None])
+        here = slice(position, position + 1)  # its token is not read: the network is shifted
+        free = ~step.fixed[:, here]  # prompts of unequal length: a longer one takes no part yet
+        logits = read(denoiser, x_t[:, here], free, replace(step, given=step.given[:, here], cache=cache)).logits
         where, before = (torch.zeros_like(step.fixed) for _ in range(2))
-        where[:, position], before[:, :position] = free, True
+        where[:, here], before[:, :position] = free, True
         # By position, not by step: which step this is depends on the shortest prompt of the batch.
-        uniform = step.noise.at(step=0).uniform("tokens", x_t.shape[1])[free, position]
+        uniform = step.noise.at(step=0).uniform("tokens", x_t.shape[1])[where]
         tokens = x_t.clone()
-        tokens[where] = categorical(self.shaped(logits, x_t, where, before).softmax(-1), uniform)
+        if free.any():
+            tokens[where] = categorical(self.shaped(logits, x_t, where, before).softmax(-1), uniform)
         return Stepped(tokens, Progress(position + 1, cache), Reading(where, logits))
 
 

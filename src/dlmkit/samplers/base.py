@@ -125,6 +125,12 @@ class Sampler(Part, ABC, Generic[S]):
         """Whether samples with the exact predictor tend to the data's distribution as steps get finer."""
         return self.keeps_distribution and not self.reads_samples
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether the probability of a sample is known (`dlmkit.evaluation.duel`): each token is drawn once, from the
+        network's own distribution, and which positions are decided depends on the state and the row's seed alone."""
+        return False
+
     def with_settings(self, /, **settings: Any) -> Self:
         """Return a copy with other values of constructor keywords.
 

@@ -87,6 +87,11 @@ class BlockByBlock(Sampler[BlockState]):
         """As the sampler inside a block."""
         return self.within.keeps_distribution
 
+    @property
+    def has_likelihood(self) -> bool:
+        """As the sampler inside a block."""
+        return self.within.has_likelihood
+
     def with_settings(self, /, **settings: Any) -> Self:
         """Return a copy with other settings of its own, or of the sampler inside a block."""
         known = {field.name for field in fields(self)}  # type: ignore[arg-type]

@@ -50,6 +50,11 @@ class FirstHitting(Shaped, Sampler[Clock]):
         """Whether the network's own distribution is drawn from."""
         return self.neutral
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether the network's own distribution is drawn from; the order is the row's seed's."""
+        return self.neutral
+
     def init(self, canvas: Canvas) -> Clock:
         """Return pure noise."""
         return Clock(torch.ones(len(canvas.tokens), dtype=torch.float64, device=canvas.tokens.device))

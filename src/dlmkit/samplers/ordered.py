@@ -25,9 +25,9 @@ class Ordered(Shaped, Sampler[S]):
     """A score ranks the undecided positions, `commits` decides how many of the first are kept, and each gets a token.
 
     Scores are computed in float32 from the network's own distribution p_i, before temperature and the like, and ties
-    are broken by the row's seed. Which positions are decided then depends on the state alone (unless score=drawn), and
-    one decision a step leaves the data's distribution exactly as it is, whatever the score; two decisions in one step
-    are drawn independently of each other.
+    (scores that agree to 1e-4) are broken by the row's seed. Which positions are decided then depends on the state and
+    the seed alone (unless score=drawn), and one decision a step leaves the data's distribution exactly as it is,
+    whatever the score; two decisions in one step are drawn independently of each other.
 
     Attributes:
         score: prob, margin, entropy or random, see `dlmkit.samplers.ranking.state_score`. "drawn" is the probability of
@@ -52,6 +52,11 @@ class Ordered(Shaped, Sampler[S]):
         """Whether tokens are drawn from the network's own distribution."""
         return self.neutral and self.token == "draw"
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether tokens are drawn from the network's own distribution, by a score that does not read them."""
+        return self.neutral and self.token == "draw" and not self.reads_samples
+
     @abstractmethod
     def commits(self, ranked: Ranking, step: Step, state: S) -> Tensor:
         """Return bool [B, L]: the positions that are decided in this step, at least one in each row that has any."""
@@ -73,9 +78,19 @@ class Ordered(Shaped, Sampler[S]):
             return Stepped(x_t, state, reading)
         if self.score == "drawn":
             return self._drawn_first(process, x_t, step, state, reading)
-        chosen = self.commits(self.rank(reading, step), step, state)
+        chosen = self.choose(reading, step, state)
         decided = Reading(chosen, reading.logits[chosen[where]])
         return Stepped(fill(self._shape, process, x_t, step, decided), state, reading)
+
+    def choose(self, reading: Reading, step: Step, state: S) -> Tensor:
+        """Return bool [B, L]: the positions that are decided in this step, by a score of the state alone.
+
+        Args:
+            reading: of the undecided positions, in rows that do not wait.
+            step: of which the noise (it breaks ties), the index and the number of steps are read.
+            state: of the sampler.
+        """
+        return self.commits(self.rank(reading, step), step, state)
 
     def rank(self, reading: Reading, step: Step) -> Ranking:
         """Return the ranking of the positions that were read, by a score of the state alone."""

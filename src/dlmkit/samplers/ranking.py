@@ -14,6 +14,10 @@ from dlmkit.tensors import scatter
 Score = Literal["prob", "margin", "entropy", "random", "drawn"]
 
 
+RESOLUTION = 1e-4
+"""Scores that round to the same multiple of it are equal."""
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The undecided positions of each row in the order in which they are decided.
@@ -40,10 +44,16 @@ class Ranking:
 
 
 def ranking(where: Tensor, score: Tensor, log_probs: Tensor, noise: RowNoise) -> Ranking:
-    """Return the ranking by score [N], high ones first; equal scores in an order that the row's seed draws."""
+    """Return the ranking by score [N], high ones first; equal scores in an order that the row's seed draws.
+
+    Scores are equal up to RESOLUTION: a network whose positions are relative predicts the same everywhere in a text of
+    masks alone, but for rounding, which has a direction and changes with the batch.
+    """
     table = torch.full(where.shape, float("-inf"), device=where.device).masked_scatter(where, score.float())
     shuffled = noise.uniform("ties", where.shape[1]).argsort(-1)
-    order = shuffled.gather(1, table.gather(1, shuffled).argsort(dim=-1, descending=True, stable=True))
+    order = shuffled.gather(
+        1, (table / RESOLUTION).round().gather(1, shuffled).argsort(dim=-1, descending=True, stable=True)
+    )
     places = torch.arange(where.shape[1], device=where.device).expand(where.shape)
     return Ranking(where, table, torch.empty_like(order).scatter_(1, order, places), log_probs)
 

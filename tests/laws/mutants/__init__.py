@@ -9,6 +9,7 @@ from laws.mutants import (
     boundary_terms,
     corruption,
     objectives,
+    orders,
     parameterizations,
     processes,
     samplers,
@@ -26,6 +27,7 @@ MUTANTS: list[Mutant] = [
     *boundary_terms.MUTANTS,
     *t_samplers.MUTANTS,
     *samplers.MUTANTS,
+    *orders.MUTANTS,
     *backbones.MUTANTS,
     *blocks.MUTANTS,
 ]
