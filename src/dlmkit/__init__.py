@@ -15,7 +15,6 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:  # for editors and type checkers; keep equal to _HOME
     from dlmkit.backbones.dit import DiT as DiT
     from dlmkit.backbones.hf import HFBackbone as HFBackbone
-    from dlmkit.checkpoints.load import LoadedModel as LoadedModel
     from dlmkit.checkpoints.load import load as load
     from dlmkit.corruption.complementary import Complementary as Complementary
     from dlmkit.corruption.fixed_count import FixedCount as FixedCount
@@ -23,6 +22,8 @@ if TYPE_CHECKING:  # for editors and type checkers; keep equal to _HOME
     from dlmkit.evaluation.nelbo import score_sequences as score_sequences
     from dlmkit.generation import complete as complete
     from dlmkit.generation import generate as generate
+    from dlmkit.inference.model import LoadedModel as LoadedModel
+    from dlmkit.inference.texts import Texts as Texts
     from dlmkit.module import DiffusionLM as DiffusionLM
     from dlmkit.objectives.autoregressive import Autoregressive as Autoregressive
     from dlmkit.objectives.block import BlockElbo as BlockElbo
@@ -53,7 +54,6 @@ if TYPE_CHECKING:  # for editors and type checkers; keep equal to _HOME
 _HOME = {
     "DiT": "backbones.dit",
     "HFBackbone": "backbones.hf",
-    "LoadedModel": "checkpoints.load",
     "load": "checkpoints.load",
     "Complementary": "corruption.complementary",
     "FixedCount": "corruption.fixed_count",
@@ -61,6 +61,8 @@ _HOME = {
     "score_sequences": "evaluation.nelbo",
     "complete": "generation",
     "generate": "generation",
+    "LoadedModel": "inference.model",
+    "Texts": "inference.texts",
     "losses": "step",
     "DiffusionLM": "module",
     "Autoregressive": "objectives.autoregressive",

@@ -136,19 +136,58 @@ def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
     )
     given = sample.add_mutually_exclusive_group()
     given.add_argument("--prompt", metavar="TEXT", help="text to continue")
-    given.add_argument("--infill", metavar="TEXT", help='text with gaps, such as "In the [MASK:12] God created"')
-    sample.add_argument("--length", type=int, metavar="N", help="tokens in all (default: the run's block length)")
-    sample.add_argument("--steps", type=int, default=64, metavar="N", help="reverse steps (default 64)")
-    sample.add_argument("--sampler", metavar="NAME", help="a sampler of conf/sampler (default: the run's)")
-    sample.add_argument(
-        "--temperature", type=float, metavar="T", help="0 for the most likely token (default: the run's)"
+    given.add_argument(
+        "--infill",
+        metavar="TEXT",
+        help='text with gaps of n tokens or at most n, such as "In the [MASK:12] God [MASK:<=9]."',
     )
-    sample.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
-    sample.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set of tokens with probability P")
+    given.add_argument(
+        "--prompts", type=Path, metavar="FILE", help='JSON lines: {"id": ID, "prompt": TEXT} or {"infill": TEXT}'
+    )
+    given.add_argument("--infill-file", type=Path, metavar="FILE", help='JSON lines with {"infill": TEXT} alone')
+    sample.add_argument(
+        "--out", type=Path, metavar="FILE", help="where the lines of --prompts go; a killed command goes on with it"
+    )
+    sample.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts at a time (default 64)")
+    sample.add_argument("--length", type=int, metavar="N", help="tokens in all (default: the run's block length)")
     sample.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (default 1)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    _add_decoding(sample)
     _add_trust(sample)
-    sample.add_argument("--json", action="store_true", help="print JSON instead of text")
+    sample.add_argument("--json", action="store_true", help="print JSON, with what the texts cost, instead of text")
+
+
+def _add_decoding(sample: argparse.ArgumentParser) -> None:
+    decoding = sample.add_argument_group("how texts are decoded (docs/decoding.md)")
+    decoding.add_argument("--steps", type=int, metavar="N", help="reverse steps (default 64)")
+    decoding.add_argument("--sampler", metavar="NAME", help="a sampler of conf/sampler (default: the run's)")
+    decoding.add_argument(
+        "--block-length", type=int, metavar="N", help="decide N tokens before later ones (default: all together)"
+    )
+    decoding.add_argument(
+        "--guidance", type=float, default=0.0, metavar="X", help="lean towards what is given (default 0, not at all)"
+    )
+    decoding.add_argument("--stop-at-eos", action="store_true", help="end a text at its first end of document")
+    decoding.add_argument(
+        "--temperature", type=float, metavar="T", help="0 for the most likely token (default: the run's)"
+    )
+    decoding.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
+    decoding.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set of tokens with probability P")
+    decoding.add_argument(
+        "--min-p", type=float, metavar="P", help="keep tokens with P times the probability of the most likely one"
+    )
+    decoding.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1 for fewer repetitions (default: the run's)"
+    )
+    decoding.add_argument("--score", metavar="NAME", help="which position first: prob, margin, entropy, random, drawn")
+    decoding.add_argument("--token", metavar="NAME", help="draw a token, or take the argmax")
+    decoding.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting of the sampler, such as threshold=0.8, gamma=0.2 or eta=0.5 (repeat for several)",
+    )
 
 
 def _add_convert(commands: argparse._SubParsersAction[Any]) -> None:

@@ -119,7 +119,7 @@ def generate(
         num_steps: how many steps to take, at least 1; the sampler may take another number, see `Sampler.num_steps`.
         noise: the only source of randomness, on the canvas's device, or a seed.
         on_step: called after every step.
-        stop_id: id after which a row's text ends; free tokens behind it are left as they are, masks among them.
+        stop_id: id after which a text ends, if nothing given is behind it; free tokens there are left as they are.
         on_start: called before the first step.
 
     Raises:
@@ -186,11 +186,17 @@ def _without_finished(
 
 
 def _finished(undecided: Tensor, tokens: Tensor, fixed: Tensor, stop_id: int | None) -> Tensor:
-    """Return bool [B]: rows with nothing undecided, or nothing before the first free `stop_id`."""
+    """Return bool [B]: rows with nothing undecided, or nothing before the `stop_id` that ends the text."""
     if stop_id is None:
         return ~undecided.any(-1)
-    stopped = ((tokens == stop_id) & ~fixed & ~undecided).cumsum(-1) > 0
+    stopped = (_stops(tokens, fixed, stop_id) & ~undecided).cumsum(-1) > 0
     return ~(undecided & ~stopped).any(-1)
+
+
+def _stops(tokens: Tensor, fixed: Tensor, stop_id: int) -> Tensor:
+    """Return bool [B, L]: free `stop_id`s with nothing given behind them, which a text must keep."""
+    behind = fixed.flip(-1).cumsum(-1).flip(-1) > 0
+    return (tokens == stop_id) & ~behind
 
 
 def prior_sample(process: ForwardProcess, length: int, noise: RowNoise) -> Tensor:
@@ -228,7 +234,7 @@ def complete(
     batch_size: int = BATCH_SIZE,
     on_step: OnStep | None = None,
     stop_id: int | None = None,
-    first: int = 0,
+    places: Sequence[int] | None = None,
     denoiser: Denoiser | None = None,
     on_start: OnStart | None = None,
 ) -> Completions:
@@ -247,7 +253,7 @@ def complete(
         batch_size: texts at a time.
         on_step: called after every step of every batch.
         stop_id: see `generate`; what is behind it is cut off.
-        first: place of the first request, where these are a part of many.
+        places: of the requests, where these are a part of many; 0, 1, ... by default.
         denoiser: what is called in the backbone's place, such as the backbone with guidance.
         on_start: called before the first step of every batch.
     """
@@ -255,12 +261,12 @@ def complete(
     tokens: dict[int, list[int]] = {}
     passes: dict[int, int] = {}
     steps = 0
+    places = range(len(requests)) if places is None else places
     with evaluating(backbone):
         for batch in batches(requests, batch_size, device):
-            places = torch.tensor(batch.indices, device=device) + first
-            noise = row_noise(places, seed)
-            begin = None if on_start is None else partial(_begin, on_start, places)
-            network = denoiser or backbone
+            known_by = torch.tensor([places[index] for index in batch.indices], device=device)
+            begin = None if on_start is None else partial(_begin, on_start, known_by)
+            noise, network = row_noise(known_by, seed), denoiser or backbone
             done = generate(network, process, sampler, batch.canvas, num_steps, noise, on_step, stop_id, begin)
             tokens.update(zip(batch.indices, until_stop(done, stop_id), strict=True))
             passes.update(zip(batch.indices, done.passes.tolist(), strict=True))
@@ -274,13 +280,13 @@ def _begin(on_start: OnStart, places: Tensor, beginning: Beginning) -> None:
 
 
 def until_stop(done: Generated, stop_id: int | None) -> list[list[int]]:
-    """Return each row's ids up to its first free `stop_id`, which is included."""
+    """Return each row's ids up to the first free `stop_id` behind all given tokens; it is included."""
     texts = done.tokens.tolist()
     if stop_id is None:
         return texts
-    ends = ((done.tokens == stop_id) & ~done.fixed).long().argmax(-1).tolist()
-    stops = ((done.tokens == stop_id) & ~done.fixed).any(-1).tolist()
-    return [row[: end + 1] if stop else row for row, end, stop in zip(texts, ends, stops, strict=True)]
+    stops = _stops(done.tokens, done.fixed, stop_id)
+    ends = torch.where(stops.any(-1), stops.long().argmax(-1) + 1, stops.shape[1]).tolist()
+    return [row[:end] for row, end in zip(texts, ends, strict=True)]
 
 
 def planned_steps(

@@ -234,8 +234,8 @@ def test_a_prompt_handed_over_once_gives_the_texts_of_ancestral_sampling(extende
     prefill = network.prefill
     network.prefill = lambda *arguments: (calls.append(arguments[0].shape[1]), prefill(*arguments))[1]  # type: ignore[method-assign]
     cached, plain = (
-        generate(network, process, sampler, Canvas(tokens, fixed), 6, generator_for("cpu", "draws")).tokens
-        for sampler in (build(extended, "sampler", "prompt_cached"), Ancestral(1.0, None, 1.0))
+        generate(network, process, sampler, Canvas(tokens, fixed), 6, 1).tokens
+        for sampler in (build(extended, "sampler", "prompt_cached"), Ancestral())
     )
     assert torch.equal(cached, plain)
     assert calls == [3]

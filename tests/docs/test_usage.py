@@ -31,7 +31,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     for number, block in enumerate(blocks):
         exec(compile(block, f"{PAGE.name}, block {number}", "exec"), namespace)
     printed = capsys.readouterr().out
-    assert printed.startswith("objective=masked process=absorbing sampler=ancestral 2 1 2\n")
+    assert printed.startswith("objective=masked process=absorbing sampler=ancestral 2 2 2\n")
     bound, entropy = map(float, re.search(r"nll <= (\S+) nats per token; the entropy is (\S+)", printed).groups())
     assert entropy < bound < entropy + 0.2
 

@@ -90,7 +90,7 @@ def test_the_sample_command_uses_the_block_size_of_the_checkpoint() -> None:
         model = load(file)
         requests = model.make_requests(num_samples=4, length=8)
         by_size = {
-            size: model.texts(model.complete(requests, 8, model.sampler.with_settings(block_size=size)))
+            size: model.texts(requests, model.complete(requests, 8, model.sampler.with_settings(block_size=size))).texts
             for size in (2, 4)
         }
         assert texts == by_size[block_size]

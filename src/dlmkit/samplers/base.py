@@ -13,6 +13,7 @@ from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parts import Part
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import RowNoise
+from dlmkit.text_hints import nearest
 from dlmkit.types import Cache, Canvas, Denoiser, NetworkInput
 
 S = TypeVar("S")
@@ -130,7 +131,7 @@ class Sampler(Part, ABC, Generic[S]):
         network's own distribution, and which positions are decided depends on the state and the row's seed alone."""
         return False
 
-    def with_settings(self, **settings: Any) -> Self:
+    def with_settings(self, /, **settings: Any) -> Self:
         """Return a copy with other values of constructor keywords.
 
         Raises:
@@ -141,7 +142,8 @@ class Sampler(Part, ABC, Generic[S]):
         known: set[str] = {field.name for field in fields(self)} if is_dataclass(self) else set()
         for key in settings:
             if key not in known:
-                raise ValueError(f"{self.label} has no {key}: it has {', '.join(sorted(known)) or 'no settings'}")
+                names = ", ".join(sorted(known)) or "no settings"
+                raise ValueError(f"{self.label} has no {key}: it has {names}{nearest(key, known)}")
         return replace(self, **settings)  # type: ignore[type-var]
 
     def init(self, canvas: Canvas) -> S:

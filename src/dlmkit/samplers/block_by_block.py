@@ -92,7 +92,7 @@ class BlockByBlock(Sampler[BlockState]):
         """As the sampler inside a block."""
         return self.within.has_likelihood
 
-    def with_settings(self, **settings: Any) -> Self:
+    def with_settings(self, /, **settings: Any) -> Self:
         """Return a copy with other settings of its own, or of the sampler inside a block."""
         known = {field.name for field in fields(self)}  # type: ignore[arg-type]
         own = {key: settings.pop(key) for key in known & settings.keys()}

@@ -40,7 +40,7 @@ class JsonLines(Source):
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         place = f"{str(path)!r} line {number}"
-                        row = _parse(line, place)
+                        row = parse_object(line, place)
                         yield tuple(_text(row, field, place) for field in fields)
 
     @property
@@ -53,7 +53,12 @@ class JsonLines(Source):
         return sum(map(_count_lines, self._paths))
 
 
-def _parse(line: bytes, place: str) -> dict[str, Any]:
+def parse_object(line: bytes, place: str) -> dict[str, Any]:
+    """Return the JSON object of a line.
+
+    Raises:
+        ValueError: it holds none; the message begins with `place`.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except RecursionError as error:

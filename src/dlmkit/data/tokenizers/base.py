@@ -21,6 +21,8 @@ from dlmkit.trust import check_target
 STATE_FILE = "dlmkit_tokenizer.json"
 MASK_TEXT = "[MASK]"
 EOS_TEXT = "<|eos|>"
+ANCHORS = ("\n", ".", "|")
+"""Texts that rarely make one token with what follows, to encode a text as it is behind another one."""
 REPLACEMENT = "\ufffd"
 """What decoders show for bytes that are no whole UTF-8 character."""
 
@@ -50,14 +52,35 @@ class Tokenizer(ABC):
     def decode_ordinary(self, ids: list[int], first: bool) -> str:
         """Return the text of ids without special ones; `first`: whether they are at the start of the text."""
 
-    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Return the text of `ids`; the mask shows as ``[MASK]`` and the end of a document as ``<|eos|>``."""
+    def encode_inside(self, text: str) -> list[int]:
+        """Return the ids of a text that other text stands before, no special token added.
+
+        SentencePiece tokenizers put a space before what they encode, which has no place inside a text.
+        """
+        plain = self.encode(text)
+        if self.decode_ordinary(plain, first=False) == text:
+            return plain
+        for anchor in ANCHORS:
+            before, both = self.encode(anchor), self.encode(anchor + text)
+            inside = both[len(before) :]
+            if both[: len(before)] == before and self.decode_ordinary(inside, first=False) == text:
+                return inside
+        return plain  # as near as this tokenizer comes to the text
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False, first: bool = True) -> str:
+        """Return the text of `ids`; the mask shows as ``[MASK]`` and the end of a document as ``<|eos|>``.
+
+        Args:
+            ids: of any kind.
+            skip_special: whether special ids show as nothing.
+            first: whether they are at the start of the text.
+        """
         shown = {self.eos_id: EOS_TEXT, self.mask_id: MASK_TEXT}
         parts: list[str] = []
         for special, group in itertools.groupby(map(int, ids), key=shown.__contains__):
             run = list(group)
             if not special:
-                parts.append(self.decode_ordinary(run, first=not parts))
+                parts.append(self.decode_ordinary(run, first=first and not parts))
             elif not skip_special:
                 parts.extend(shown[i] for i in run)
         return "".join(parts)
@@ -94,6 +117,11 @@ class Tokenizer(ABC):
     def bos_id(self) -> int:
         """Id before the first token of a sequence; ``eos_id`` unless the tokenizer has its own."""
         return self.eos_id
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id that fills up what is behind a text, where the tokenizer has one."""
+        return None
 
     @property
     def fingerprint(self) -> str:

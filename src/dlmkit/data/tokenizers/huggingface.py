@@ -95,6 +95,12 @@ class HuggingFace(Tokenizer):
         return self._eos_id if bos is None else bos
 
     @property
+    def pad_id(self) -> int | None:
+        """The tokenizer's own id for padding."""
+        pad: int | None = self.pretrained.pad_token_id
+        return pad
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of what determines the ids: the vocabulary, the rules and the special ids, not the name."""
         return digest([_definition(self.pretrained), self._mask_id, self._eos_id])
