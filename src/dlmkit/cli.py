@@ -153,6 +153,10 @@ def _add_sample(commands: argparse._SubParsersAction[Any]) -> None:
     sample.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts (default 1)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
     _add_decoding(sample)
+    sample.add_argument("--watch", action="store_true", help="show the texts in the terminal while they form")
+    sample.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write how they formed: a page (.html) or a record (.json)"
+    )
     _add_trust(sample)
     sample.add_argument("--json", action="store_true", help="print JSON, with what the texts cost, instead of text")
 

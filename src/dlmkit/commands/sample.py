@@ -6,22 +6,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dlmkit.checkpoints.load import load
 from dlmkit.commands.decoding import decoding_of, remark_on_steps
 from dlmkit.commands.messages import silence_libraries
 from dlmkit.commands.sample_file import sample_file
-from dlmkit.generation import OnStep, planned_steps
+from dlmkit.commands.sample_views import traced, watching
 from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.texts import Texts
 from dlmkit.notices import notice
-from dlmkit.requests import Request
+from dlmkit.tracing.builder import TraceBuilder
+from dlmkit.tracing.following import Following
+from dlmkit.tracing.write import check_path, write_trace
 
 ECHOED = ("prompt", "infill", "num_samples", "seed", "guidance", "stop_at_eos")
 """Options that the JSON object repeats."""
@@ -41,36 +39,25 @@ def main(options: argparse.Namespace) -> None:
         return
     if options.out is not None:
         raise ValueError("--out is for a file of prompts: give --prompts FILE.jsonl too, or leave it out")
+    if options.trace is not None:
+        check_path(options.trace)
     requests = model.make_requests(options.prompt, options.infill, options.num_samples, options.length)
     for request in requests:
         model.check_request(request, decoding.sampler, decoding.guidance)
     model.denoiser(decoding.guidance, decoding.sampler)
     model.backbone.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    with watching(decoding, requests) as on_step:
+    builder = None if options.trace is None else TraceBuilder(model.text_tokenizer.piece, model.process.mask_id)
+    with watching(model, decoding, requests, options.watch) as on_lookers:
+        following = Following(on_lookers if builder is None else [*on_lookers, builder])
         began = time.perf_counter()
-        done = model.decode(requests, decoding, on_step)
+        done = model.decode(requests, decoding, following.on_step, on_start=following.on_start)
         texts = model.texts(requests, done, time.perf_counter() - began)
     print_texts(texts, decoding, options)
+    if builder is not None:
+        write_trace(traced(builder, decoding, options, texts), options.trace)
     num_free = max(request.num_free for request in requests)
     if (remark := remark_on_steps(options.steps, decoding.sampler, num_free, max(texts.passes))) is not None:
         notice(remark)
-
-
-@contextmanager
-def watching(decoding: Decoding, requests: list[Request]) -> Iterator[OnStep]:
-    """Give what is called after every step: the place of all that looks on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        total = planned_steps(decoding.sampler, requests, decoding.steps, decoding.batch_size)
-        task = bar.add_task("sampling", total=total)
-        yield lambda _event: bar.advance(task)
 
 
 def print_texts(texts: Texts, decoding: Decoding, options: argparse.Namespace) -> None:
