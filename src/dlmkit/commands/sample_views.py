@@ -69,7 +69,7 @@ class StepBar:
 def traced(builder: TraceBuilder, decoding: Decoding, options: argparse.Namespace, texts: Texts) -> Trace:
     """Return the trace of what was made."""
     prompt = options.infill or options.prompt or ""
-    settings = {key: value for key, value in decoding.described().items() if key != "sampler"}
+    settings = {key: value for key, value in decoding.described().items() if key not in ("sampler", "seed")}
     name = decoding.sampler.name
     return builder.finish(
         options.checkpoint.name, name, settings, decoding.seed, texts.texts, [prompt] * len(texts.texts)
