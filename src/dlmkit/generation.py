@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import RowNoise, row_noise
 from dlmkit.requests import Request, batches
 from dlmkit.samplers.base import Reading, Sampler, Step
-from dlmkit.samplers.drawing import categorical
+from dlmkit.tensors import categorical
 from dlmkit.types import Canvas, Denoiser
 
 BATCH_SIZE = 64
@@ -57,6 +58,27 @@ OnStep = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """A batch before its first step.
+
+    Attributes:
+        tokens: given tokens, and noise elsewhere, int64 [B, L].
+        fixed: given positions, bool [B, L].
+        blank: positions whose token means nothing yet, as there is no noise, bool [B, L].
+        places: of the rows among all requests, int64 [B].
+    """
+
+    tokens: Tensor
+    fixed: Tensor
+    blank: Tensor
+    places: Tensor
+
+
+OnStart = Callable[[Beginning], None]
+"""Called before the first step of a batch."""
+
+
+@dataclass(frozen=True)
 class Generated:
     """A canvas with its free positions filled.
 
@@ -83,11 +105,11 @@ def generate(
     noise: RowNoise | int = 0,
     on_step: OnStep | None = None,
     stop_id: int | None = None,
+    on_start: OnStart | None = None,
 ) -> Generated:
     """Return the canvas with its free positions filled: the only sampling loop there is.
 
-    Rows that are finished leave the batch: those that the sampler will not change any more, and those that have
-    `stop_id` with nothing undecided before it.
+    Finished rows leave the batch: what the sampler will not change any more, or has `stop_id` behind decided tokens.
 
     Args:
         denoiser: the network (a backbone in eval mode).
@@ -95,10 +117,10 @@ def generate(
         sampler: the reverse step.
         canvas: fixed tokens stay; free positions start from a prior sample.
         num_steps: how many steps to take, at least 1; the sampler may take another number, see `Sampler.num_steps`.
-        noise: the only source of randomness, on the canvas's device, or a seed for it.
+        noise: the only source of randomness, on the canvas's device, or a seed.
         on_step: called after every step.
-        stop_id: id after which a row's text ends, such as that of the end of a document. Free tokens behind the first
-            one are left as they are, masks among them.
+        stop_id: id after which a row's text ends; free tokens behind it are left as they are, masks among them.
+        on_start: called before the first step.
 
     Raises:
         ValueError: `num_steps` is below 1, or given tokens that the sampler cannot work around.
@@ -106,46 +128,61 @@ def generate(
     if num_steps < 1:
         raise ValueError(f"num_steps {num_steps} is below 1: ask for at least one step")
     rows = torch.arange(len(canvas.tokens), device=canvas.tokens.device)
-    if isinstance(noise, int):
-        noise = row_noise(rows, noise)
+    noise = row_noise(rows, noise) if isinstance(noise, int) else noise
     tokens = torch.where(canvas.fixed, canvas.tokens, prior_sample(process, canvas.tokens.shape[1], noise))
-    state, passes, taken = sampler.init(canvas), torch.zeros_like(rows), 0
-    num_steps = sampler.num_steps(canvas, num_steps)
-    for event in _steps(denoiser, process, sampler, tokens, canvas.fixed, state, num_steps, noise, stop_id):
-        tokens[event.rows] = event.after
-        passes[event.rows] += event.passes
-        taken = event.index + 1
+    _announce(on_start, tokens, canvas, process)
+    going, num_steps = _Going(rows, noise, sampler.init(canvas)), sampler.num_steps(canvas, num_steps)
+    times, passes, taken = sampler.times(num_steps).to(tokens.device), torch.zeros_like(rows), 0
+    for index in range(num_steps):
+        going = _without_finished(going, sampler, process, tokens, canvas.fixed, stop_id)
+        if not len(going.rows):
+            break
+        before, step = tokens[going.rows], _step(index, num_steps, times, canvas.fixed[going.rows], going.noise)
+        done = sampler.step(denoiser, process, before, step, going.state)
+        event = Event(index, num_steps, going.rows, before, done.tokens, done.reading, step.t)
+        going, taken = replace(going, state=done.state), index + 1
+        tokens[going.rows] = done.tokens
+        passes[going.rows] += event.passes
         if on_step is not None:
             on_step(event)
     return Generated(tokens, canvas.fixed, passes, taken)
 
 
-def _steps(
-    denoiser: Denoiser,
-    process: ForwardProcess,
+@dataclass(frozen=True)
+class _Going:
+    """The rows that are not finished: their places in the batch, int64 [R], their noise, and the sampler's state."""
+
+    rows: Tensor
+    noise: RowNoise
+    state: Any
+
+
+def _announce(on_start: OnStart | None, tokens: Tensor, canvas: Canvas, process: ForwardProcess) -> None:
+    if on_start is not None:
+        blank = torch.zeros_like(canvas.fixed) if process.has_noise else ~canvas.fixed
+        on_start(Beginning(tokens.clone(), canvas.fixed, blank, torch.arange(len(tokens), device=tokens.device)))
+
+
+def _step(index: int, num_steps: int, times: Tensor, fixed: Tensor, noise: RowNoise) -> Step:
+    t, s = times[index : index + 2, None].expand(2, len(fixed))
+    return Step(index, num_steps, t, s, fixed, fixed, noise.at(step=index))
+
+
+def _without_finished(
+    going: _Going,
     sampler: Sampler[Any],
+    process: ForwardProcess,
     tokens: Tensor,
     fixed: Tensor,
-    state: Any,
-    num_steps: int,
-    noise: RowNoise,
     stop_id: int | None,
-) -> Iterator[Event]:
-    """Yield the steps of the rows that are not finished; the caller writes what they lead to into `tokens` [B, L]."""
-    rows, times = torch.arange(len(tokens), device=tokens.device), sampler.times(num_steps).to(tokens.device)
-    for index in range(num_steps):
-        undecided = sampler.undecided(process, tokens[rows], fixed[rows], state)
-        going = ~_finished(undecided, tokens[rows], fixed[rows], stop_id)
-        if not going.all():
-            left = going.nonzero()[:, 0]
-            rows, state, noise = rows[left], sampler.select(state, left), noise.select(left)
-            if not len(rows):
-                return
-        t, s = times[index : index + 2, None].expand(2, len(rows))
-        step = Step(index, num_steps, t, s, fixed[rows], fixed[rows], noise.at(step=index))
-        done = sampler.step(denoiser, process, tokens[rows], step, state)
-        state = done.state
-        yield Event(index, num_steps, rows, tokens[rows], done.tokens, done.reading, t)
+) -> _Going:
+    tokens, fixed = tokens[going.rows], fixed[going.rows]
+    undecided = sampler.undecided(process, tokens, fixed, going.state)
+    finished = _finished(undecided, tokens, fixed, stop_id)
+    if not finished.any():
+        return going
+    left = (~finished).nonzero()[:, 0]
+    return _Going(going.rows[left], going.noise.select(left), sampler.select(going.state, left))
 
 
 def _finished(undecided: Tensor, tokens: Tensor, fixed: Tensor, stop_id: int | None) -> Tensor:
@@ -193,6 +230,7 @@ def complete(
     stop_id: int | None = None,
     first: int = 0,
     denoiser: Denoiser | None = None,
+    on_start: OnStart | None = None,
 ) -> Completions:
     """Return the requests with their free positions filled.
 
@@ -211,6 +249,7 @@ def complete(
         stop_id: see `generate`; what is behind it is cut off.
         first: place of the first request, where these are a part of many.
         denoiser: what is called in the backbone's place, such as the backbone with guidance.
+        on_start: called before the first step of every batch.
     """
     device = next(backbone.parameters()).device
     tokens: dict[int, list[int]] = {}
@@ -220,12 +259,18 @@ def complete(
         for batch in batches(requests, batch_size, device):
             places = torch.tensor(batch.indices, device=device) + first
             noise = row_noise(places, seed)
-            done = generate(denoiser or backbone, process, sampler, batch.canvas, num_steps, noise, on_step, stop_id)
+            begin = None if on_start is None else partial(_begin, on_start, places)
+            network = denoiser or backbone
+            done = generate(network, process, sampler, batch.canvas, num_steps, noise, on_step, stop_id, begin)
             tokens.update(zip(batch.indices, until_stop(done, stop_id), strict=True))
             passes.update(zip(batch.indices, done.passes.tolist(), strict=True))
             steps += done.num_steps
     order = range(len(requests))
     return Completions([tokens[index] for index in order], [passes[index] for index in order], steps)
+
+
+def _begin(on_start: OnStart, places: Tensor, beginning: Beginning) -> None:
+    on_start(replace(beginning, places=places))
 
 
 def until_stop(done: Generated, stop_id: int | None) -> list[list[int]]:

@@ -54,3 +54,21 @@ def copied(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def categorical(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one id per row, int64 [N], from unnormalised probabilities with numbers in (0, 1), float64 [N].
+
+    The distribution function is inverted in float64: tokens down to a probability of 1e-16 are drawn as often as they
+    should be, and one of probability 0 never.
+
+    Args:
+        probs: [N, V], or [V] for all rows.
+        uniform: [N].
+    """
+    cumulated = probs.double().cumsum(-1)
+    total = cumulated[..., -1]
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    if probs.ndim == 1:
+        return torch.searchsorted(cumulated, target, right=True)
+    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]

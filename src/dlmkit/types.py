@@ -17,7 +17,6 @@ Time: t = 0 is data, t = 1 is noise. Losses are nats per token. ``scored`` is th
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -26,6 +25,9 @@ import torch
 from torch import Tensor
 
 from dlmkit.cache import Cache as Cache
+from dlmkit.weighted import ClosedForm as ClosedForm
+from dlmkit.weighted import WeightedNLL as WeightedNLL
+from dlmkit.weighted import WeightedValues as WeightedValues
 
 
 @dataclass  # not frozen: Lightning refuses to look into frozen records for what bf16-true and 64-true convert
@@ -174,45 +176,6 @@ class NetworkInput:
             cache=None if self.cache is None else self.cache.select(rows),
             given=None if self.given is None else self.given[rows],
         )
-
-
-class WeightedNLL(NamedTuple):
-    """Negative log-probabilities of tokens and their weighted sum, nats; both are differentiable.
-
-    Attributes:
-        total: scalar, the sum of weight * values.
-        values: float32 [N].
-    """
-
-    total: Tensor
-    values: Tensor
-
-
-class ClosedForm(ABC):
-    """A number from each row of logits, with its gradient in closed form; rows are treated apart."""
-
-    @abstractmethod
-    def __call__(self, logits: Tensor, *arguments: Tensor) -> Tensor:
-        """Return the values [n] for logits [n, V], the mask token at -inf, and arguments [n]; differentiable."""
-
-    @abstractmethod
-    def to_gradient_(self, logits: Tensor, *arguments: Tensor) -> Tensor:
-        """Return the same values [n], and turn each row of the logits, in place, into the gradient of its value.
-
-        The gradient of the mask's logit is zero. Called where nothing is recorded.
-        """
-
-
-class WeightedValues(NamedTuple):
-    """Values of a closed form at N positions.
-
-    Attributes:
-        loss: weight * value, [N], differentiable.
-        value: [N], detached.
-    """
-
-    loss: Tensor
-    value: Tensor
 
 
 class Prediction(Protocol):

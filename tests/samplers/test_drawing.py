@@ -9,7 +9,8 @@ from torch import Tensor
 from dlmkit.laws.findings import FALSE_ALARM
 from dlmkit.laws.statistics import chi_square_p
 from dlmkit.randomness import row_noise
-from dlmkit.samplers.drawing import Shaped, categorical, keep_min_p, keep_top_k, keep_top_p
+from dlmkit.samplers.drawing import Shaped, keep_min_p, keep_top_k, keep_top_p
+from dlmkit.tensors import categorical
 from laws.parts import MASK_ID
 
 

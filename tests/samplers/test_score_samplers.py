@@ -15,9 +15,9 @@ from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.randomness import row_noise
 from dlmkit.samplers import score_analytic
 from dlmkit.samplers.base import Step
-from dlmkit.samplers.drawing import categorical
 from dlmkit.samplers.score_analytic import Scores, tweedie
 from dlmkit.samplers.score_tau_leaping import euler
+from dlmkit.tensors import categorical
 from dlmkit.types import Canvas
 from laws import parts
 from laws.parts import MASK_ID, VOCAB_SIZE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,8 @@ from traces import MASK, V, decode, logits_of, trace
 
 from dlmkit import Absorbing, Ancestral, Canvas, DiT, Linear, generate
 from dlmkit.tracing.builder import TraceBuilder
+from dlmkit.tracing.following import Following
 from dlmkit.tracing.record import Token
-from dlmkit.types import NetworkInput
 
 THE, SEA, SKY = Token(0, "the"), Token(1, " sea"), Token(2, " sky")
 
@@ -118,6 +120,23 @@ def test_batches_go_to_their_places() -> None:
         TraceBuilder(decode, MASK, -1)
 
 
+class Unwritten:
+    """A view before the builder, which keeps what both are handed and compares it at the next step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def start(self, *tensors: Any) -> None:
+        self._keep(tensors)
+
+    def step(self, *tensors: Any) -> None:
+        assert all(torch.equal(tensor, copy) for tensor, copy in self.seen)
+        self._keep(tensors)
+
+    def _keep(self, tensors: tuple[Any, ...]) -> None:
+        self.seen = [(tensor, tensor.clone()) for tensor in tensors if isinstance(tensor, Tensor)]
+
+
 def test_a_trace_changes_nothing_that_is_sampled() -> None:
     """The same tokens, and the tensors of a step as they were; the trace ends where the sampler did."""
     torch.manual_seed(0)
@@ -125,23 +144,11 @@ def test_a_trace_changes_nothing_that_is_sampled() -> None:
     process, sampler = Absorbing(Linear(), V, MASK), Ancestral(1.0, None, 1.0)
     canvas = Canvas(torch.zeros(2, 8, dtype=torch.int64), torch.tensor([[True] + [False] * 7] * 2))
 
-    plain = generate(network, process, sampler, canvas, 4, torch.Generator().manual_seed(3)).tokens
+    plain = generate(network, process, sampler, canvas, 4, 3).tokens
     builder = TraceBuilder(decode, MASK, 3)
-    state = [torch.where(canvas.fixed, canvas.tokens, MASK)]
-    builder.start(state[0], canvas.fixed)
-
-    def record(index: int, tokens: Tensor) -> None:
-        before = state[0]
-        where = before == MASK
-        t = torch.full((2,), 1 - index / 4, dtype=torch.float64)
-        logits = network(NetworkInput(before, t)).logits(where)
-        given = [before, tokens, where, logits]
-        copies = [tensor.clone() for tensor in given]
-        builder.step(torch.arange(2), before, tokens, where, logits, t, torch.ones(2, dtype=torch.int64))
-        assert all(torch.equal(tensor, copy) for tensor, copy in zip(given, copies, strict=True))
-        state[0] = tokens
-
-    traced = generate(network, process, sampler, canvas, 4, torch.Generator().manual_seed(3), record).tokens
+    following = Following([Unwritten(), builder])
+    done = generate(network, process, sampler, canvas, 4, 3, following.on_step, on_start=following.on_start)
+    traced = done.tokens
     assert torch.equal(plain, traced)
     samples = builder.finish("m", "s", {}, 3, ["", ""]).samples
     assert [[token and token.id for token in sample.final] for sample in samples] == traced.tolist()

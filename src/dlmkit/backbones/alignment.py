@@ -49,7 +49,7 @@ class Alignment:
         if not self.has_bos:
             return tokens
         assert self.bos_id is not None
-        ids = torch.cat([torch.full_like(tokens[:, :1], self.bos_id), tokens], dim=1)
+        ids = torch.cat([tokens.new_full((len(tokens), 1), self.bos_id), tokens], dim=1)
         return ids[:, :-1] if self.causal else ids  # no prediction of a causal network depends on the last token
 
     def segments(self, segments: Tensor | None) -> Tensor | None:

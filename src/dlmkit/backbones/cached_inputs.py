@@ -1,8 +1,9 @@
 """What the trunk reads where keys and values of other positions are kept: the new positions alone.
 
-A prefix of P tokens keeps the input positions before the one whose output predicts token P: with a shift its last
-token is left for later calls, which begin there. In block diffusion these are the clean slots of the blocks before the
-current one, as in training's layout (:mod:`dlmkit.backbones.block_layout`): what is kept is what training attends to.
+A causal prefix of P tokens keeps all their input positions, and the state at the last one, which predicts token P. In
+block diffusion it keeps the clean slots of the blocks before the current one, as in training's layout
+(:mod:`dlmkit.backbones.block_layout`): what is kept is what training attends to. With a shift the last clean token is a
+noisy slot of the block that it predicts, so that it is left for later calls, which begin there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def num_kept(text: TokenPrefix, alignment: Alignment) -> int:
     """Return how many input positions a clean prefix keeps: whole blocks of it, where there are blocks."""
     size = text.block_size or 1
     tokens = text.length // size * size
-    return max(tokens + int(alignment.has_bos) - int(alignment.shift), 0)
+    return max(tokens + int(alignment.has_bos) - int(alignment.shift and not alignment.causal), 0)
 
 
 def prefix_input(text: TokenPrefix, stored: Stored | None, alignment: Alignment) -> TrunkInput | None:
@@ -98,6 +99,7 @@ def input_behind(inputs: NetworkInput, cache: KeyValueCache, alignment: Alignmen
         raise ValueError(
             f"x_t has {num} tokens, and the cache is of what is around {cache.num_tokens}: give these, or freeze again"
         )
+    known = cache.first - int(cache.last is not None)  # the first position whose state the pass, or the cache, has
     # No prediction of a causal network depends on the last token.
     stop = start + num + before - int(alignment.causal)
     positions = torch.arange(cache.first, stop, device=device)
@@ -112,10 +114,11 @@ def input_behind(inputs: NetworkInput, cache: KeyValueCache, alignment: Alignmen
         mask=mask,
         causal_window=alignment.causal,
         alignment=alignment,
-        slots=(torch.arange(num, device=device) + start + before - early - cache.first).clamp(min=0),
+        slots=(torch.arange(num, device=device) + start + before - early - known).clamp(min=0),
         length=start + num,
         predicted=slice(start, start + num),
         past=cache.stored,
+        known=cache.last,
     )
 
 

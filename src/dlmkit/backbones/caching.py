@@ -65,13 +65,14 @@ class CachingBackbone(Backbone):
         if not self.may_cache or self.causal != (text.block_size is None):
             return text
         self.check_length(text.length)
-        stored = None if earlier is None else earlier.stored
+        stored, last = (None, None) if earlier is None else (earlier.stored, earlier.last)
         trunk = prefix_input(text, stored, self.alignment)
         if trunk is not None:
-            layers = self.run_trunk(trunk, keep=True).layers
+            states = self.run_trunk(trunk, keep=True)
             before = [] if stored is None else [stored.positions]
-            stored = Stored(torch.cat([*before, trunk.positions]), layers)
-        return KeyValueCache(text, stored, num_kept(text, self.alignment))
+            stored = Stored(torch.cat([*before, trunk.positions]), states.layers)
+            last = states.hidden[:, -1:].clone() if self.causal else None
+        return KeyValueCache(text, stored, num_kept(text, self.alignment), last=last)
 
     def freeze(self, tokens: Tensor, t: Tensor, start: int, stop: int, around: str) -> Cache:
         """Return the keys and values around a run of `tokens`, from one pass. See :class:`dlmkit.types.Denoiser`.
@@ -90,6 +91,13 @@ class CachingBackbone(Backbone):
         layers = self.run_trunk(trunk, keep=True).layers
         outside = tuple(KeyValues(*(each.index_select(2, kept) for each in layer)) for layer in layers)
         return KeyValueCache(text, Stored(kept, outside), first, num_tokens=stop - start)
+
+    def states(self, inputs: NetworkInput) -> Tensor:
+        """Return the head's input at the positions of `inputs.x_t`, [B, L, D]."""
+        trunk = self.trunk_input(inputs)
+        if trunk.known is not None and trunk.ids.shape[1] == 0:
+            return trunk.outputs(trunk.known[:, :0])
+        return trunk.outputs(self.run_trunk(trunk).hidden)
 
     def trunk_input(self, inputs: NetworkInput) -> TrunkInput:
         """Return what the trunk reads: behind what is stored the new positions alone. See :class:`Backbone`."""

@@ -136,8 +136,7 @@ class DiT(CachingBackbone):
         Raises:
             ValueError: L exceeds ``max_length``, or flex attention is to be trained on a CPU.
         """
-        trunk = self.trunk_input(inputs)
-        return HeadPrediction(trunk.outputs(self.run_trunk(trunk).hidden), self.head, self.mask_id)
+        return HeadPrediction(self.states(inputs), self.head, self.mask_id)
 
     def run_trunk(self, trunk: TrunkInput, keep: bool = False) -> States:
         """Return the normalised states after the last layer. See :class:`CachingBackbone`."""

@@ -36,6 +36,7 @@ class TrunkInput:
         length: L, tokens of the text.
         predicted: which of them are predicted.
         past: keys and values of positions that are attended to beside the M inputs, as the first columns of the mask.
+        known: outputs that come before those of the M inputs, which may then be none, [B, 1, D]; ``None`` without any.
     """
 
     ids: Tensor
@@ -48,6 +49,7 @@ class TrunkInput:
     length: int
     predicted: slice
     past: Stored | None = None
+    known: Tensor | None = None
 
     @property
     def causal(self) -> bool:
@@ -66,6 +68,8 @@ class TrunkInput:
     def outputs(self, hidden: Tensor) -> Tensor:
         """Return hidden states [B, N, D] whose rows predict the tokens that are asked about, from outputs [B, M, D]."""
         slots = self.slots
+        if self.known is not None:
+            hidden = torch.cat([self.known, hidden], dim=1)
         if slots is not None:
             if slots.ndim == 1:
                 return hidden[:, slots]

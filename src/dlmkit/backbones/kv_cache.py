@@ -44,12 +44,15 @@ class KeyValueCache:
         stored: keys and values; ``None`` where there are none yet.
         first: the first input position that later calls read; n for a clean prefix.
         num_tokens: how many tokens a call asks about; ``None`` for any number.
+        last: the head's input at the last position of a causal prefix, which predicts the token after it, [B, 1, D];
+            ``None`` for other networks, and while nothing is stored.
     """
 
     text: TokenPrefix
     stored: Stored | None
     first: int
     num_tokens: int | None = None
+    last: Tensor | None = None
 
     @property
     def exact(self) -> bool:
@@ -67,7 +70,8 @@ class KeyValueCache:
         if stored is not None:
             layers = tuple(KeyValues(layer.keys[rows], layer.values[rows]) for layer in stored.layers)
             stored = replace(stored, layers=layers)
-        return replace(self, text=self.text.select(rows), stored=stored)
+        last = None if self.last is None else self.last[rows]
+        return replace(self, text=self.text.select(rows), stored=stored, last=last)
 
 
 class Memory:

@@ -290,7 +290,7 @@ def law_tail(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[Finding
         len(coarse),
         0.0,
         f"{', '.join(sorted(set(coarse)))} draws over the vocabulary in float32, whose smallest step is 6e-8: rarer"
-        " tokens are never drawn; use dlmkit.samplers.drawing.categorical",
+        " tokens are never drawn; use dlmkit.tensors.categorical",
     )
 
 

@@ -11,8 +11,8 @@ from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import Shaped, categorical
-from dlmkit.tensors import at_positions
+from dlmkit.samplers.drawing import Shaped
+from dlmkit.tensors import at_positions, categorical
 from dlmkit.types import Denoiser
 
 

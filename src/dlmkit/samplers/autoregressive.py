@@ -10,7 +10,8 @@ from torch import Tensor
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import Shaped, categorical
+from dlmkit.samplers.drawing import Shaped
+from dlmkit.tensors import categorical
 from dlmkit.types import Cache, Canvas, Denoiser
 
 

@@ -103,21 +103,3 @@ def tokens_in(x_t: Tensor, decided: Tensor, vocab_size: int) -> Tensor:
 def penalised(logits: Tensor, repeated: Tensor, penalty: float) -> Tensor:
     """Return logits [N, V] lowered where `repeated` (bool [N, V]), see `Shaped.repetition_penalty`."""
     return torch.where(repeated, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def categorical(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Draw one id per row, int64 [N], from unnormalised probabilities with numbers in (0, 1), float64 [N].
-
-    The distribution function is inverted in float64: tokens down to a probability of 1e-16 are drawn as often as they
-    should be, and one of probability 0 never.
-
-    Args:
-        probs: [N, V], or [V] for all rows.
-        uniform: [N].
-    """
-    cumulated = probs.double().cumsum(-1)
-    total = cumulated[..., -1]
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    if probs.ndim == 1:
-        return torch.searchsorted(cumulated, target, right=True)
-    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]

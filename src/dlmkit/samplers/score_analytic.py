@@ -12,8 +12,7 @@ from dlmkit.parameterizations.score import SMALLEST_ALPHA, Score, interpolating
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import RowNoise
 from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import categorical
-from dlmkit.tensors import at_positions
+from dlmkit.tensors import at_positions, categorical
 from dlmkit.types import Denoiser
 
 LEAST_KEPT = 1e-6

@@ -13,7 +13,8 @@ from dlmkit.processes.base import ForwardProcess
 from dlmkit.ranges import Range
 from dlmkit.samplers.ancestral import Ancestral
 from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import Shaped, Temperature, categorical
+from dlmkit.samplers.drawing import Shaped, Temperature
+from dlmkit.tensors import categorical
 from dlmkit.types import Canvas, Denoiser
 
 

@@ -102,9 +102,8 @@ class HFBackbone(CachingBackbone):
 
     def forward(self, inputs: NetworkInput) -> HeadPrediction:
         """Return the prediction at the positions of `inputs.x_t`; t is not read. See :class:`Backbone`."""
-        trunk = self.trunk_input(inputs)
         # The trunk is called apart from the head, so that the head runs at selected positions only.
-        return HeadPrediction(trunk.outputs(self.run_trunk(trunk).hidden), self.head, self.mask_id)
+        return HeadPrediction(self.states(inputs), self.head, self.mask_id)
 
     def run_trunk(self, trunk: TrunkInput, keep: bool = False) -> States:
         """Return the states that the model gives to its head. See :class:`CachingBackbone`."""
