@@ -77,6 +77,8 @@ class Greedy(Ancestral):
     top_k: int | None = None
     top_p: float = 1.0
 
+    keeps_distribution = True  # which it does not
+
 
 class AttendsAcross(DiT):
     def __init__(self, vocab_size, mask_id, bos_id, causal, shift, width=16):

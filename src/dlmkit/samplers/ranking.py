@@ -18,6 +18,7 @@ RESOLUTION = 1e-4
 """Share of a score by which two must differ to be told apart, or of NEAR_ZERO for smaller ones."""
 
 NEAR_ZERO = 0.01
+"""Scores below it are told apart by their difference, RESOLUTION times this, and no longer by their ratio."""
 
 
 @dataclass(frozen=True)
