@@ -179,7 +179,7 @@ def test_generation_depends_on_interfaces_alone() -> None:
     of_parts = {
         name for name in imports(PACKAGE / "generation.py") if name.split(".")[1:2] and name.split(".")[1] in PARTS
     }
-    assert {name.split(".")[2] for name in of_parts} == {"base"}  # pure noise is drawn
+    assert {name.split(".")[2] for name in of_parts} == {"base"}
 
 
 def test_evaluation_noises_tokens_independently_whatever_the_corruption() -> None:

@@ -76,6 +76,8 @@ class Greedy(Ancestral):
     temperature: float = 0.0
     keeps_distribution = True
 
+    keeps_distribution = True  # which it does not
+
 
 class AttendsAcross(DiT):
     def __init__(self, vocab_size, mask_id, bos_id, causal, shift, width=16):

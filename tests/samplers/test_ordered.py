@@ -118,6 +118,19 @@ def test_where_a_network_predicts_the_same_everywhere_the_seed_decides_and_not_i
         assert torch.equal(alone, together[row])
 
 
+@pytest.mark.parametrize("scores", [(-8.0, -8.1), (-10.0, -10.2), (0.5, 0.4995), (0.9999, 0.9995), (0.001, 0.00099)])
+def test_what_differs_by_more_than_rounding_is_told_apart(scores):
+    """Entropies of a large vocabulary, whose exp(-H) is small, and probabilities near 0 and 1."""
+    high, low = (torch.tensor(score).exp() if score < 0 else torch.tensor(score) for score in scores)
+    where = torch.ones(500, 2, dtype=torch.bool)
+    table = torch.stack([low, high]).expand(500, 2).flatten()
+    assert (ranking(where, table, torch.empty(0), row_noise(torch.arange(500), 0)).rank[:, 1] == 0).all()
+    jitter = table * (1 + 1e-7 * torch.randn(1_000, generator=torch.Generator().manual_seed(0)))
+    jitter = torch.where(torch.arange(1_000) % 2 == 0, jitter, low)
+    first = (ranking(where, jitter, torch.empty(0), row_noise(torch.arange(500), 0)).rank[:, 1] == 0).sum()
+    assert 150 < int(first) < 350
+
+
 def test_decided_positions_rank_behind_all_others():
     where = torch.tensor([[True, False, True, False], [False, False, False, True]])
     ranked = ranking(where, torch.tensor([0.0, 0.3, 0.1]), torch.empty(0), row_noise(torch.arange(2), 0))

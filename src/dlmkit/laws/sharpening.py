@@ -35,6 +35,10 @@ SHARPENED: list[tuple[dict[str, float], tuple[float, float, float]]] = [
 """Settings, and what they make of the probabilities 0.5, 0.3 and 0.2: top-p keeps the token that crosses p."""
 
 
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""The settings that sharpen nothing, whatever the sampler's own are."""
+
+
 def _not_sharpened(sampler: Sampler[Any], process: ForwardProcess) -> str | None:
     inside = sampler.within if isinstance(sampler, BlockByBlock) else sampler
     if not isinstance(inside, Shaped):
@@ -53,10 +57,10 @@ def law_sharpening(sampler: Sampler[Any], process: ForwardProcess) -> Iterator[F
         logits[..., ids] = torch.tensor([0.5, 0.3, 0.2]).log()
         probs = torch.zeros(process.vocab_size, dtype=torch.float64)
         probs[ids] = torch.tensor(expected, dtype=torch.float64)
-        sharp, canvas = sampler.with_settings(**settings), empty(process, NUM_SAMPLES, 1)
+        sharp, canvas = sampler.with_settings(**{**PLAIN, **settings}), empty(process, NUM_SAMPLES, 1)
         drawn = generate(FixedLogits(logits), process, sharp, canvas, 3, 5).tokens[:, 0]
         p = chi_square_p(torch.bincount(drawn, minlength=process.vocab_size), probs * NUM_SAMPLES)
-        shown = " ".join(f"{key}={value}" for key, value in settings.items()) or "its own settings"
+        shown = " ".join(f"{key}={value}" for key, value in settings.items()) or "nothing sharpened"
         counts = torch.bincount(drawn, minlength=process.vocab_size)[ids].tolist()
         yield at_least(
             f"sharpened by {shown}" if settings else "drawn from the prediction",

@@ -25,9 +25,9 @@ class Ordered(Shaped, Sampler[S]):
     """A score ranks the undecided positions, `commits` decides how many of the first are kept, and each gets a token.
 
     Scores are computed in float32 from the network's own distribution p_i, before temperature and the like, and ties
-    (scores that agree to 1e-4) are broken by the row's seed. Which positions are decided then depends on the state and
-    the seed alone (unless score=drawn), and one decision a step leaves the data's distribution exactly as it is,
-    whatever the score; two decisions in one step are drawn independently of each other.
+    (scores that agree to four digits) are broken by the row's seed. Which positions are decided then depends on the
+    state and the seed alone (unless score=drawn), and one decision a step leaves the data's distribution exactly as it
+    is, whatever the score; two decisions in one step are drawn independently of each other.
 
     Attributes:
         score: prob, margin, entropy or random, see `dlmkit.samplers.ranking.state_score`. "drawn" is the probability of

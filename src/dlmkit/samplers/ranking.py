@@ -15,7 +15,10 @@ Score = Literal["prob", "margin", "entropy", "random", "drawn"]
 
 
 RESOLUTION = 1e-4
-"""Scores that round to the same multiple of it are equal."""
+"""Share of a score by which two must differ to be told apart, or of NEAR_ZERO for smaller ones."""
+
+NEAR_ZERO = 0.01
+"""Scores below it are told apart by their difference, RESOLUTION times this, and no longer by their ratio."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,19 @@ class Ranking:
 def ranking(where: Tensor, score: Tensor, log_probs: Tensor, noise: RowNoise) -> Ranking:
     """Return the ranking by score [N], high ones first; equal scores in an order that the row's seed draws.
 
-    Scores are equal up to RESOLUTION: a network whose positions are relative predicts the same everywhere in a text of
-    masks alone, but for rounding, which has a direction and changes with the batch.
+    Scores are equal where they are `coarse`ly: a network whose positions are relative predicts the same everywhere in a
+    text of masks alone, but for rounding, which has a direction and changes with the batch.
     """
     table = torch.full(where.shape, float("-inf"), device=where.device).masked_scatter(where, score.float())
     shuffled = noise.uniform("ties", where.shape[1]).argsort(-1)
-    order = shuffled.gather(
-        1, (table / RESOLUTION).round().gather(1, shuffled).argsort(dim=-1, descending=True, stable=True)
-    )
+    order = shuffled.gather(1, coarse(table).gather(1, shuffled).argsort(dim=-1, descending=True, stable=True))
     places = torch.arange(where.shape[1], device=where.device).expand(where.shape)
     return Ranking(where, table, torch.empty_like(order).scatter_(1, order, places), log_probs)
+
+
+def coarse(score: Tensor) -> Tensor:
+    """Return numbers, of the shape and in the order of the scores, that are equal where scores differ by rounding."""
+    return (score.sign() * (score.abs() / NEAR_ZERO).log1p() / RESOLUTION).round()
 
 
 def state_score(score: Score, log_probs: Tensor, where: Tensor, noise: RowNoise) -> Tensor:
