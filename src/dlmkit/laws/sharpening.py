@@ -15,6 +15,8 @@ from dlmkit.laws.denoisers import FixedLogits
 from dlmkit.laws.findings import FALSE_ALARM, Finding, at_least, law
 from dlmkit.laws.samplers import empty
 from dlmkit.laws.statistics import chi_square_p
+from dlmkit.parameterizations.next_token import NextToken
+from dlmkit.parameterizations.x0 import X0, X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.base import Sampler
 from dlmkit.samplers.block_by_block import BlockByBlock
@@ -43,6 +45,8 @@ def _not_sharpened(sampler: Sampler[Any], process: ForwardProcess) -> str | None
     inside = sampler.within if isinstance(sampler, BlockByBlock) else sampler
     if not isinstance(inside, Shaped):
         return "it has no such settings"
+    if not isinstance(inside.parameterization, X0 | X0LeaveOneOut | NextToken):
+        return "its network's output is no distribution over tokens"
     if isinstance(inside, SelfCorrecting):
         return "it replaces tokens by likelier ones"
     return None if process.mask_only or not process.has_noise else "a token is drawn from a posterior of the noise"
