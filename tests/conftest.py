@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no network, and caches of its own."""
 
 import os
+import shutil
 import signal
 import tempfile
 
@@ -21,12 +22,15 @@ torch.set_num_threads(1)
 
 
 ALL = "DLMKIT_ALL_TESTS"
-"""Environment variable under which the long tests run too."""
+"""Environment variable under which the tests run too that are marked as long or compiled."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked as long, so that the usual run ends in its time."""
-    if ALL not in os.environ:
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason=f"long: {ALL}=1 runs it"))
+    """Skip what takes long, so that the usual run ends in its time, and what this machine can't compile."""
+    for item in items:
+        compiled = item.get_closest_marker("compiled")
+        if compiled is not None and shutil.which("g++") is None:
+            item.add_marker(pytest.mark.skip(reason="kernels are compiled, and there is no g++"))
+        takes_long = compiled is not None and not compiled.kwargs.get("usual", False)
+        if ALL not in os.environ and (takes_long or item.get_closest_marker("long") is not None):
+            item.add_marker(pytest.mark.skip(reason=f"long: {ALL}=1 runs it"))

@@ -5,9 +5,6 @@ Shapes: B sequences, L positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import pytest
 import torch
 from torch import Tensor
@@ -60,19 +57,10 @@ SIZES = {
 }
 """A toy configuration for every model type of dlmkit.backbones.hf.families; windows are shorter than the sequence."""
 
-WITH_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention is compiled")
-
-FLEX_FAMILIES = ("llama",)
-"""Families whose flex attention is tested. Compiling for all of them takes minutes; their masks
-are made in one place. DLMKIT_ALL_TESTS=1 runs all."""
+WITH_COMPILER = pytest.mark.compiled
 
 KERNELS_OF = {
-    family: [
-        kernel
-        for kernel in ("eager", "sdpa", "flex_attention")
-        if kernel in known.kernels
-        and (kernel != "flex_attention" or family in FLEX_FAMILIES or "DLMKIT_ALL_TESTS" in os.environ)
-    ]
+    family: [kernel for kernel in ("eager", "sdpa", "flex_attention") if kernel in known.kernels]
     for family, known in FAMILIES.items()
 }
 

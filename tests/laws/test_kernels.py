@@ -56,6 +56,12 @@ def law_flex_is_sdpa(kind: str, size: str, causal: bool = False) -> None:
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiled(usual=True)
+@pytest.mark.parametrize("size", SIZES)
+def test_flex_is_sdpa_in_the_kits_own_network(size):
+    law_flex_is_sdpa("dit", size)
+
+
 @WITH_COMPILER
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
