@@ -85,6 +85,12 @@ SETUPS: dict[str, list[str]] = {
     "learned": [*TOY, "t_sampler=learned"],
     "clipped": [*TOY, "t_sampler=clipped"],
     "offset grid": [*TOY, "t_sampler=offset_grid"],
+    **{
+        sampler: [*TOY, f"sampler={sampler}"]
+        for sampler in ("confidence", "threshold", "factor", "entropy_bound", "remdm", "remdm_loop", "p2")
+    },
+    "first hitting": [*TOY, "sampler=first_hitting"],
+    "semi-autoregressive": [*TOY, "sampler=semi_autoregressive", "sampler.block_length=4"],
 }
 """Name -> overrides with which every part of conf/ is in some toy; left out are other sizes of the same parts, data of
 the hub, and the loggers wandb and mlflow, which need packages."""
@@ -92,7 +98,10 @@ the hub, and the loggers wandb and mlflow, which need packages."""
 LEFT_OUT = {
     "backbone": {"dit_small", "dit_medium"},
     "data": {"kjv", "fineweb", "slimpajama_starcoder"},
-    "family": {"absorbing_extra", "adapted", "adapted_no_annealing", "adapted_no_shift", "block", "hybrid_half"},
+    "family": {
+        *("absorbing_extra", "adapted", "adapted_block", "adapted_no_annealing", "adapted_no_shift", "block"),
+        "hybrid_half",
+    },
     "logger": {"csv", "wandb", "mlflow"},
     "strategy": {"ddp", "fsdp2", "fsdp2_offload"},  # of several processes
     "tokenizer": {"own"},

@@ -148,8 +148,10 @@ class DiT(CachingBackbone):
         cond = None if self.time is None else self.time(trunk.t)
         x = self.embedding(trunk.ids)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        remembers = keep or trunk.past is not None  # otherwise all layers are alike, for the compiler too
         for index, block in enumerate(self.blocks):
-            inputs_of_block = (x, cond, rotary, partial(_attend_to_all, kernel, memory, index))
+            attend = partial(_attend_to_all, kernel, memory, index) if remembers else kernel
+            inputs_of_block = (x, cond, rotary, attend)
             x = checkpoint(block, *inputs_of_block, use_reentrant=False) if recompute else block(*inputs_of_block)
         shift, scale = self.final(cond)
         return States(adaptive_norm(x, shift, scale), memory.layers if keep else ())
