@@ -147,6 +147,7 @@ def test_parts_with_laws_of_their_own_are_held_to_them(capsys, argument, law):
     assert law in out
 
 
+@pytest.mark.long
 def test_a_law_that_does_not_apply_is_recorded_with_the_reason(capsys, tmp_path):
     file = tmp_path / "findings.json"
     code, out, _ = run(capsys, "objective=discrete", "process=absorbing", "schedule=linear", "--json", str(file))

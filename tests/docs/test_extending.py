@@ -286,12 +286,13 @@ def test_objective_with_weights_keeps_the_laws(extended, monkeypatch):
 
 
 BROAD = ("dlmkit check schedule=odds", "dlmkit check schedule=my_parts.Late", "dlmkit check corruption=repeated")
-"""Checks that pair a part with all others, beginnings of commands."""
+WIDE = ("dlmkit check t_sampler=halves", "dlmkit check backbone=encoder")
+"""Checks that pair a part with all others, and others that take long; beginnings of commands."""
 
 
 def is_broad(command: str) -> bool:
     """Whether it checks every pair, and no others are named."""
-    return command.startswith(BROAD) and "objective=" not in command
+    return command.startswith(WIDE) or (command.startswith(BROAD) and "objective=" not in command)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_a_file_that_was_put_into_an_interrupted_run_does_not_keep_it_from_going
     assert Path("run/notes.md").read_text() == "mine"
 
 
+@pytest.mark.long
 def test_a_file_that_comes_while_a_run_fails_in_its_first_step_survives() -> None:
     process = start("run", wait(0))
     until(Path("run/summary.json").exists)

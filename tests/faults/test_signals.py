@@ -36,7 +36,7 @@ PLACES = {
 CASES = [("absorbing", place) for place in PLACES] + [(run, "in a step") for run in RUNS if run != "absorbing"]
 
 
-@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("step", [2, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("run", "place"), CASES)
 def test_a_signal_saves_and_the_run_ends_as_if_it_had_not_come(run: str, place: str, step: int) -> None:
     if place == "in a validation" and step % 2:

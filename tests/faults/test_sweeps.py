@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 from processes import contents
 
 from dlmkit.module import DiffusionLM
@@ -71,6 +72,7 @@ def test_the_report_names_what_failed_and_why() -> None:
     assert line in Path("runs/report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_sweep_continues_with_what_is_missing() -> None:
     """Finished runs stay as they are; one that failed goes on, those that never began start."""
     sweep(FAIL)

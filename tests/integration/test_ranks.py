@@ -66,6 +66,7 @@ def test_the_command_line_starts_the_other_ranks_itself(tmp_path):
         assert (two["steps"], two["status"]) == (2, "finished")
 
 
+@pytest.mark.long
 def test_a_network_split_over_two_processes_trains_as_a_whole_one(tmp_path):
     """FSDP2 (on CPUs with gloo): the same losses, gradient norms, weights and bound as one process."""
     times = ["t_sampler=learned", "t_sampler.num_bins=2", "t_sampler.warmup_draws=1"]

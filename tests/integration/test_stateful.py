@@ -136,6 +136,7 @@ def test_a_run_that_stopped_and_went_on_ends_bit_for_bit_as_one_that_did_not() -
     assert summary(parts)["val_nll"] == summary(whole)["val_nll"]
 
 
+@pytest.mark.long
 def test_the_same_command_starts_from_the_same_teacher() -> None:
     for key, value in state(trained("one", steps=1)).items():
         assert torch.equal(value, state(trained("two", "if_exists=overwrite", steps=1))[key]), key

@@ -87,6 +87,7 @@ def test_every_row_gets_every_cell():
         assert chi_square_p(counts, torch.full((8,), 2_000 / 8)) > 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "schedule"), CELLS)
 def test_strata_have_less_variance_than_independent_draws(name, schedule):
     """Of a masked bound: -alpha'(t) times something smooth in alpha, which is what both are for."""

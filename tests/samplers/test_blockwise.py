@@ -73,6 +73,7 @@ def test_blocks_of_one_token_are_drawn_exactly_in_one_step_each(process):
     assert chi_square_p(counts_of(canvas.tokens, VOCAB_SIZE), data.joint.flatten() * num) > FALSE_ALARM
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("process", NOISES)
 def test_samples_have_the_datas_distribution(process):
     """Blocks of 2 of 3 tokens, the last one shorter."""
