@@ -41,13 +41,8 @@ def finish(run: Path, strategy: str) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param("trainer.strategy=ddp", id="copies", marks=pytest.mark.long),
-        pytest.param(SHARDED, id="shards", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["trainer.strategy=ddp", SHARDED], ids=["copies", "shards"])
 def test_two_ranks_end_as_if_they_had_been_left_alone(tmp_path: Path, strategy: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(whole, strategy)
