@@ -15,7 +15,7 @@ from dlmkit.backbones.base import Backbone
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.randomness import RowNoise, row_noise
 from dlmkit.requests import Request, batches
-from dlmkit.samplers.base import Reading, Sampler, Step
+from dlmkit.samplers.base import Reading, Sampler, Step, Stepped
 from dlmkit.tensors import categorical
 from dlmkit.types import Canvas, Denoiser
 
@@ -35,6 +35,7 @@ class Event:
         after: tokens after it, int64 [R, L].
         reading: what was read of the network, positions bool [R, L]; ``None`` where it was not called.
         t: time before the step, float64 [R].
+        passes: of the network that each row took part in, int64 [R].
     """
 
     index: int
@@ -44,13 +45,7 @@ class Event:
     after: Tensor
     reading: Reading | None
     t: Tensor
-
-    @property
-    def passes(self) -> Tensor:
-        """Passes of the network that each row took part in, int64 [R]: 0 or 1."""
-        if self.reading is None:
-            return torch.zeros_like(self.rows)
-        return self.reading.where.any(-1).long()
+    passes: Tensor
 
 
 OnStep = Callable[[Event], None]
@@ -139,7 +134,7 @@ def generate(
             break
         before, step = tokens[going.rows], _step(index, num_steps, times, canvas.fixed[going.rows], going.noise)
         done = sampler.step(denoiser, process, before, step, going.state)
-        event = Event(index, num_steps, going.rows, before, done.tokens, done.reading, step.t)
+        event = _event(step, going.rows, before, done)
         going, taken = replace(going, state=done.state), index + 1
         tokens[going.rows] = done.tokens
         passes[going.rows] += event.passes
@@ -166,6 +161,11 @@ def _announce(on_start: OnStart | None, tokens: Tensor, canvas: Canvas, process:
 def _step(index: int, num_steps: int, times: Tensor, fixed: Tensor, noise: RowNoise) -> Step:
     t, s = times[index : index + 2, None].expand(2, len(fixed))
     return Step(index, num_steps, t, s, fixed, fixed, noise.at(step=index))
+
+
+def _event(step: Step, rows: Tensor, before: Tensor, done: Stepped[Any]) -> Event:
+    passes = torch.zeros_like(rows) if done.reading is None else done.reading.where.any(-1).long()
+    return Event(step.index, step.num_steps, rows, before, done.tokens, done.reading, step.t, passes)
 
 
 def _without_finished(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from traces import MASK, V, decode, logits_of, trace
+from traces import MASK, V, begun, decode, logits_of, stepped, trace
 
 from dlmkit import Absorbing, Ancestral, Canvas, DiT, Linear, generate
+from dlmkit.generation import Beginning, Event
 from dlmkit.tracing.builder import TraceBuilder
 from dlmkit.tracing.following import Following
 from dlmkit.tracing.record import Token
@@ -19,7 +18,7 @@ THE, SEA, SKY = Token(0, "the"), Token(1, " sea"), Token(2, " sky")
 
 def step(builder: TraceBuilder, before: Tensor, after: Tensor, where: Tensor | None, logits: Tensor | None) -> None:
     rows = torch.arange(before.shape[0])
-    builder.step(rows, before, after, where, logits, torch.full((len(rows),), 0.5), torch.ones_like(rows))
+    builder.step(stepped(rows, before, after, where, logits, torch.full((len(rows),), 0.5), torch.ones_like(rows)))
 
 
 def test_changes_confidences_and_alternatives() -> None:
@@ -47,11 +46,11 @@ def test_changes_confidences_and_alternatives() -> None:
 def test_rows_and_positions_are_those_of_the_logits() -> None:
     """Two rows of three, with unequal numbers of positions read; a change outside them has no confidence."""
     builder = TraceBuilder(decode, MASK, 1)
-    builder.start(torch.full((3, 2), MASK), torch.zeros(3, 2, dtype=torch.bool))
+    builder.start(begun(torch.full((3, 2), MASK), torch.zeros(3, 2, dtype=torch.bool)))
     rows, before, after = torch.tensor([2, 0]), torch.full((2, 2), MASK), torch.tensor([[1, 2], [MASK, 1]])
     where = torch.tensor([[False, True], [True, True]])
     logits = logits_of([0.5, 0.3, 0.2], [1.0], [0.3, 0.7])
-    builder.step(rows, before, after, where, logits, torch.tensor([0.5, 0.25]), torch.tensor([2, 1]))
+    builder.step(stepped(rows, before, after, where, logits, torch.tensor([0.5, 0.25]), torch.tensor([2, 1])))
     one, two, three = builder.finish("m", "s", {}, 0, ["", "", ""], ["p", "q", "r"]).samples
     assert two.steps == []
     assert [(c.position, c.token, c.confidence) for c in three.steps[0].changes] == [
@@ -67,7 +66,7 @@ def test_rows_and_positions_are_those_of_the_logits() -> None:
 
 def test_impossible_tokens_are_no_alternatives_and_a_short_vocabulary_is_enough() -> None:
     builder = TraceBuilder(decode, MASK, 50)
-    builder.start(torch.tensor([[MASK]]), torch.tensor([[False]]))
+    builder.start(begun(torch.tensor([[MASK]]), torch.tensor([[False]])))
     step(builder, torch.tensor([[MASK]]), torch.tensor([[0]]), torch.tensor([[True]]), logits_of([0.25, 0.75]))
     (change,) = builder.finish("m", "s", {}, 0, [""]).samples[0].steps[0].changes
     assert [a.id for a in change.alternatives] == [1, 0]
@@ -75,7 +74,7 @@ def test_impossible_tokens_are_no_alternatives_and_a_short_vocabulary_is_enough(
 
 def test_nothing_is_known_without_logits() -> None:
     builder = TraceBuilder(decode, MASK, 3)
-    builder.start(torch.tensor([[MASK, MASK]]), torch.tensor([[False, False]]))
+    builder.start(begun(torch.tensor([[MASK, MASK]]), torch.tensor([[False, False]])))
     step(builder, torch.tensor([[MASK, MASK]]), torch.tensor([[0, MASK]]), None, None)
     (change,) = builder.finish("m", "s", {}, 0, [""]).samples[0].steps[0].changes
     assert (change.confidence, change.alternatives) == (None, [])
@@ -83,7 +82,7 @@ def test_nothing_is_known_without_logits() -> None:
 
 def test_noise_without_a_mask_is_replaced() -> None:
     builder = TraceBuilder(decode, None, 1)
-    builder.start(torch.tensor([[1, 2]]), torch.tensor([[False, False]]))
+    builder.start(begun(torch.tensor([[1, 2]]), torch.tensor([[False, False]])))
     step(builder, torch.tensor([[1, 2]]), torch.tensor([[0, 2]]), None, None)
     (sample,) = builder.finish("m", "s", {}, 0, [""]).samples
     assert sample.initial == [SEA, SKY]
@@ -95,7 +94,7 @@ def test_fillers_are_no_tokens_until_they_are_read() -> None:
     """An autoregressive sampler has no mask: the token that it draws may be the filler's own id."""
     builder = TraceBuilder(decode, None, 1)
     zeros, fixed = torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[True, False, False]])
-    builder.start(zeros, fixed, blank=~fixed)
+    builder.start(begun(zeros, fixed, blank=~fixed))
     where = torch.tensor([[False, True, False]])
     step(builder, zeros, zeros, where, logits_of([0.9, 0.1]))
     step(builder, zeros, torch.tensor([[0, 0, 1]]), where.roll(1), logits_of([0.9, 0.1]))
@@ -108,8 +107,8 @@ def test_fillers_are_no_tokens_until_they_are_read() -> None:
 
 def test_batches_go_to_their_places() -> None:
     builder = TraceBuilder(decode, MASK, 1)
-    builder.start(torch.tensor([[0, 1], [1, 1]]), torch.ones(2, 2, dtype=torch.bool), places=[2, 0])
-    builder.start(torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool), places=[1])
+    builder.start(begun(torch.tensor([[0, 1], [1, 1]]), torch.ones(2, 2, dtype=torch.bool), places=[2, 0]))
+    builder.start(begun(torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool), places=[1]))
     samples = builder.finish("m", "s", {}, 0, ["a", "b", "c"]).samples
     assert [(s.text, [token and token.id for token in s.given]) for s in samples] == [
         *(("a", [1, 1]), ("b", [2]), ("c", [0, 1])),
@@ -126,15 +125,18 @@ class Unwritten:
     def __init__(self) -> None:
         self.seen: list[tuple[Tensor, Tensor]] = []
 
-    def start(self, *tensors: Any) -> None:
-        self._keep(tensors)
+    def start(self, beginning: Beginning) -> None:
+        self._keep(beginning)
 
-    def step(self, *tensors: Any) -> None:
+    def step(self, event: Event) -> None:
         assert all(torch.equal(tensor, copy) for tensor, copy in self.seen)
-        self._keep(tensors)
+        self._keep(event)
 
-    def _keep(self, tensors: tuple[Any, ...]) -> None:
-        self.seen = [(tensor, tensor.clone()) for tensor in tensors if isinstance(tensor, Tensor)]
+    def _keep(self, record: Beginning | Event) -> None:
+        handed = [*vars(record).values()]
+        if isinstance(record, Event) and record.reading is not None:
+            handed += vars(record.reading).values()
+        self.seen = [(tensor, tensor.clone()) for tensor in handed if isinstance(tensor, Tensor)]
 
 
 def test_a_trace_changes_nothing_that_is_sampled() -> None:

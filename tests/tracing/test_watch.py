@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from traces import HOSTILE, MASK, decode, logits_of
+from traces import HOSTILE, MASK, begun, decode, logits_of, stepped
 
 from dlmkit.tracing.visible import LINE_END, visible
 from dlmkit.tracing.watch import MASK_BOX, Watch
@@ -32,12 +32,12 @@ def step(watch: Watch, before: list[list[int]], after: list[list[int]], where: t
     rows = torch.arange(len(before))
     logits = None if where is None else logits_of(*[[1.0]] * int(where.sum()))
     t = torch.full((len(before),), 0.25)
-    watch.step(rows, torch.tensor(before), torch.tensor(after), where, logits, t, torch.ones_like(rows))
+    watch.step(stepped(rows, torch.tensor(before), torch.tensor(after), where, logits, t, torch.ones_like(rows)))
 
 
 def test_masks_new_tokens_and_progress() -> None:
     with Watch(decode, MASK, console=terminal()) as watch:
-        watch.start(torch.tensor([[0, MASK, MASK]]), torch.tensor([[True, False, False]]))
+        watch.start(begun(torch.tensor([[0, MASK, MASK]]), torch.tensor([[True, False, False]])))
         assert f"the{MASK_BOX}{MASK_BOX}" in rendered(watch)
         assert "step 0 \u00b7 0 of 2 decided \u00b7 0 passes" in rendered(watch)
         step(watch, [[0, MASK, MASK]], [[0, 1, MASK]])
@@ -50,7 +50,7 @@ def test_masks_new_tokens_and_progress() -> None:
 def test_what_changed_is_marked() -> None:
     console = terminal()
     with Watch(decode, MASK, console=console) as watch:
-        watch.start(torch.tensor([[0, MASK, 1]]), torch.tensor([[True, False, False]]))
+        watch.start(begun(torch.tensor([[0, MASK, 1]]), torch.tensor([[True, False, False]])))
         step(watch, [[0, MASK, 1]], [[0, 2, MASK]])
     console.print(watch)
     shown = written(console)
@@ -62,7 +62,7 @@ def test_what_changed_is_marked() -> None:
 def test_text_acts_on_no_terminal() -> None:
     assert visible("a\x1b[31m\r\n\u202e\u200d\ud800\x9b") == f"a\\x1b[31m\\r{LINE_END}\\u202e\u200d\\ud800\\x9b"
     with Watch(decode, MASK, console=terminal(100)) as watch:
-        watch.start(torch.tensor([[5, 4, 3]]), torch.zeros(1, 3, dtype=torch.bool), places=[6])
+        watch.start(begun(torch.tensor([[5, 4, 3]]), torch.zeros(1, 3, dtype=torch.bool), places=[6]))
         assert "\u2500 7 \u00b7 step 0" in rendered(watch, width=100)
         shown = rendered(watch, width=100)
     assert "\x1b" not in shown
@@ -75,7 +75,7 @@ def test_it_keeps_to_the_terminal_and_to_where_text_forms() -> None:
     with Watch(decode, MASK, num_shown=9, console=console) as watch:
         before = torch.full((9, 400), 0)
         before[:, -1] = MASK
-        watch.start(before, torch.zeros(9, 400, dtype=torch.bool))
+        watch.start(begun(before, torch.zeros(9, 400, dtype=torch.bool)))
         after = before.clone()
         after[:, -1] = 2
         step(watch, before.tolist(), after.tolist())
@@ -87,7 +87,7 @@ def test_it_keeps_to_the_terminal_and_to_where_text_forms() -> None:
 def test_a_filler_is_no_token() -> None:
     with Watch(decode, None, console=terminal()) as watch:
         fixed = torch.tensor([[False, False]])
-        watch.start(torch.zeros(1, 2, dtype=torch.int64), fixed, blank=~fixed)
+        watch.start(begun(torch.zeros(1, 2, dtype=torch.int64), fixed, blank=~fixed))
         step(watch, [[0, 0]], [[0, 0]], torch.tensor([[True, False]]))
         assert f"the{MASK_BOX}" in rendered(watch)
         assert "1 of 2 decided" in rendered(watch)
@@ -97,7 +97,7 @@ def test_a_filler_is_no_token() -> None:
 def test_nothing_is_written_where_there_is_no_terminal(rows: int) -> None:
     console = Console(file=io.StringIO())
     with Watch(decode, MASK, console=console) as watch:
-        watch.start(torch.full((rows, 2), MASK), torch.zeros(rows, 2, dtype=torch.bool))
+        watch.start(begun(torch.full((rows, 2), MASK), torch.zeros(rows, 2, dtype=torch.bool)))
         step(watch, [[MASK, MASK]] * rows, [[0, 1]] * rows)
         assert watch.quiet
     assert written(console) == ""
@@ -105,7 +105,7 @@ def test_nothing_is_written_where_there_is_no_terminal(rows: int) -> None:
 
 def stopped(console: Console) -> None:
     with Watch(decode, MASK, console=console) as watch:
-        watch.start(torch.full((1, 2), MASK), torch.zeros(1, 2, dtype=torch.bool))
+        watch.start(begun(torch.full((1, 2), MASK), torch.zeros(1, 2, dtype=torch.bool)))
         raise KeyError("stopped")
 
 

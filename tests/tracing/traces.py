@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmkit.generation import Beginning, Event
+from dlmkit.samplers.base import Reading
 from dlmkit.tracing.builder import TraceBuilder
 from dlmkit.tracing.record import Alternative, Change, SampleTrace, Token, Trace, TraceStep
 
@@ -26,17 +28,31 @@ def logits_of(*rows: list[float]) -> Tensor:
     return probabilities.log() + 3.0  # logits are known up to a constant
 
 
+def begun(tokens: Tensor, fixed: Tensor, blank: Tensor | None = None, places: list[int] | None = None) -> Beginning:
+    """A batch before its first step."""
+    at = torch.arange(len(tokens)) if places is None else torch.tensor(places)
+    return Beginning(tokens, fixed, torch.zeros_like(fixed) if blank is None else blank, at)
+
+
+def stepped(
+    rows: Tensor, before: Tensor, after: Tensor, where: Tensor | None, logits: Tensor | None, t: Tensor, passes: Tensor
+) -> Event:
+    """A step of some rows."""
+    reading = None if where is None or logits is None else Reading(where, logits)
+    return Event(0, 1, rows, before, after, reading, t, passes)
+
+
 def trace() -> Trace:
     """One position given, two free: committed, masked again, committed, replaced."""
     builder = TraceBuilder(decode, MASK, 2)
     states = torch.tensor([[0, MASK, MASK], [0, 1, MASK], [0, MASK, 5], [0, 2, 4]])
     fixed = torch.tensor([[True, False, False]])
-    builder.start(states[:1], fixed)
+    builder.start(begun(states[:1], fixed))
     for k in range(3):
         before, after = states[k : k + 1], states[k + 1 : k + 2]
         logits = logits_of([0.1, 0.6, 0.3], [0.25, 0.25, 0.1, 0.1, 0.1, 0.2])
         t = torch.tensor([1 - k / 3], dtype=torch.float64)
-        builder.step(torch.tensor([0]), before, after, ~fixed, logits, t, torch.tensor([1]))
+        builder.step(stepped(torch.tensor([0]), before, after, ~fixed, logits, t, torch.tensor([1])))
     return builder.finish(
         "runs/<b>a</b>", "ancestral", {"steps": 3, "temperature": 0.5, "top_k": None}, 7, ["the sky\n"]
     )

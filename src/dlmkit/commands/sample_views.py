@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dlmkit.generation import planned_steps
+from dlmkit.generation import Beginning, Event, planned_steps
 from dlmkit.inference.decoding import Decoding
 from dlmkit.inference.model import LoadedModel
 from dlmkit.inference.texts import Texts
@@ -58,10 +57,10 @@ class StepBar:
     bar: Progress
     task: TaskID
 
-    def start(self, *_batch: Any) -> None:
+    def start(self, beginning: Beginning) -> None:
         """Begin a batch."""
 
-    def step(self, *_step: Any) -> None:
+    def step(self, event: Event) -> None:
         """Go on by one."""
         self.bar.advance(self.task)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dlmkit.generation import Beginning, Event
 from dlmkit.tracing.record import Alternative, Change, SampleTrace, Setting, Token, Trace, TraceStep, kind_of
 
 DIGITS = 6
@@ -60,64 +61,34 @@ class TraceBuilder:
         self._fixed = torch.zeros(0, 0, dtype=torch.bool)
         self._blank = self._fixed
 
-    def start(
-        self, tokens: Tensor, fixed: Tensor, blank: Tensor | None = None, places: Sequence[int] | None = None
-    ) -> None:
-        """Begin a batch; later steps are about its rows.
-
-        Args:
-            tokens: int64 [B, L], before the first step: given tokens, and noise elsewhere.
-            fixed: bool [B, L], given tokens.
-            blank: bool [B, L], positions whose token is a mere filler until a step's `where` reads them, for a sampler
-                that has no mask (autoregressive); ``None`` for none.
-            places: of the rows among the request's texts; ``None`` for the order in which they come.
-        """
+    def start(self, beginning: Beginning) -> None:
+        """Begin a batch; later steps are about its rows. `blank` positions hold no token until a step reads them."""
         self._first = len(self._rows)
-        self._fixed = fixed.clone()
-        self._blank = torch.zeros_like(fixed) if blank is None else blank & ~fixed
-        empty = self._is_mask(tokens) | self._blank
-        columns = (tokens.tolist(), fixed.tolist(), empty.tolist())
-        for index, (ids, flags, gone) in enumerate(zip(*columns, strict=True)):
-            place = self._first + index if places is None else places[index]
+        self._fixed, self._blank = beginning.fixed.clone(), beginning.blank
+        empty = self._is_mask(beginning.tokens) | self._blank
+        columns = (beginning.places, beginning.tokens, beginning.fixed, empty)
+        for place, ids, flags, gone in zip(*(column.tolist() for column in columns), strict=True):
             given = [self._token(i) if flag else None for i, flag in zip(ids, flags, strict=True)]
             initial = [None if none else self._token(i) for i, none in zip(ids, gone, strict=True)]
             self._rows.append(_Row(place, given, initial))
 
     @torch.no_grad()
-    def step(
-        self,
-        rows: Tensor,
-        before: Tensor,
-        after: Tensor,
-        where: Tensor | None,
-        logits: Tensor | None,
-        t: Tensor,
-        passes: Tensor,
-    ) -> None:
-        """Record one step of some rows of the batch.
-
-        Args:
-            rows: int64 [R], rows of the batch that took the step, each at most once.
-            before: int64 [R, L], tokens before it.
-            after: int64 [R, L], tokens after it.
-            where: bool [R, L], positions whose prediction it read; ``None`` where that is not known.
-            logits: float [N, V] at the True entries of `where`, row after row, the mask token at -inf.
-            t: [R], time before the step, in [0, 1].
-            passes: int64 [R], passes of the network for each row.
-        """
-        rows = rows.to(before.device)
+    def step(self, event: Event) -> None:
+        """Record one step of some rows of the batch."""
+        before, after = event.before, event.after
+        rows = event.rows.to(before.device)
         blank = self._blank[rows]
         changed = before != after
-        if where is not None:
-            changed = changed | (blank & where)
+        if event.reading is not None:
+            changed = changed | (blank & event.reading.where)
         empty = self._is_mask(before) | blank
         left = self._is_mask(after) | (blank & ~changed)
         decided = (~left & ~self._fixed[rows]).sum(-1)
         self._blank = self._blank.index_put((rows,), blank & ~changed)
         found = changed.nonzero()
         columns = torch.stack([before[changed], after[changed], empty[changed].long(), left[changed].long()], dim=1)
-        changes = self._changes(found.tolist(), columns.tolist(), *self._read(changed, where, logits, before, after))
-        numbers = zip(rows.tolist(), t.tolist(), passes.tolist(), decided.tolist(), strict=True)
+        changes = self._changes(found.tolist(), columns.tolist(), *self._read(changed, event))
+        numbers = zip(rows.tolist(), event.t.tolist(), event.passes.tolist(), decided.tolist(), strict=True)
         for index, (row, time, count, number) in enumerate(numbers):
             steps = self._rows[self._first + row].steps
             steps.append(TraceStep(len(steps), float(time), int(count), changes.get(index, []), number))
@@ -162,21 +133,20 @@ class TraceBuilder:
             self._known[token_id] = Token(token_id, self._decode(token_id))
         return self._known[token_id]
 
-    def _read(
-        self, changed: Tensor, where: Tensor | None, logits: Tensor | None, before: Tensor, after: Tensor
-    ) -> tuple[list[int], _Reading]:
-        """Return the place of each change in the reading, -1 for those without one, and the reading."""
-        if where is None or logits is None:
+    def _read(self, changed: Tensor, event: Event) -> tuple[list[int], _Reading]:
+        """Return the place of each change in what was read of it, -1 for those without any, and what was read."""
+        if event.reading is None:
             return [-1] * int(changed.sum()), _Reading([], [], [])
-        chosen = logits[changed[where]].float()  # [n, V], n changes whose prediction was read
+        where = event.reading.where
+        chosen = event.reading.logits[changed[where]].float()  # [n, V], n changes whose prediction was read
         read = where[changed]
         places = torch.where(read, read.long().cumsum(0) - 1, -1)
-        shown = torch.where(self._is_mask(after), before, after)[changed & where]  # a remasked token's own probability
+        # Of a token that was masked again, its own probability.
+        shown = torch.where(self._is_mask(event.after), event.before, event.after)[changed & where]
         total = chosen.logsumexp(-1, keepdim=True)
         confidence = (chosen.gather(-1, shown[:, None]) - total).exp()[:, 0]
         values, ids = chosen.topk(min(self._top_k, chosen.shape[-1]), dim=-1)
-        reading = _Reading(confidence.tolist(), ids.tolist(), (values - total).exp().tolist())
-        return places.tolist(), reading
+        return places.tolist(), _Reading(confidence.tolist(), ids.tolist(), (values - total).exp().tolist())
 
     def _changes(
         self, found: list[list[int]], columns: list[list[int]], places: list[int], reading: _Reading

@@ -6,29 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from dlmkit.generation import Beginning, Event
 
 
 class View(Protocol):
-    """What follows texts while they form; see :class:`dlmkit.tracing.builder.TraceBuilder` for the arguments."""
+    """What follows texts while they form."""
 
-    def start(
-        self, tokens: Tensor, fixed: Tensor, blank: Tensor | None = None, places: Sequence[int] | None = None
-    ) -> None:
-        """Begin a batch."""
+    def start(self, beginning: Beginning) -> None:
+        """Begin a batch; later steps are about its rows."""
 
-    def step(
-        self,
-        rows: Tensor,
-        before: Tensor,
-        after: Tensor,
-        where: Tensor | None,
-        logits: Tensor | None,
-        t: Tensor,
-        passes: Tensor,
-    ) -> None:
+    def step(self, event: Event) -> None:
         """Follow one step of it."""
 
 
@@ -44,13 +31,10 @@ class Following:
 
     def on_start(self, beginning: Beginning) -> None:
         """Tell the views of a batch."""
-        places = beginning.places.tolist()
         for view in self.views:
-            view.start(beginning.tokens, beginning.fixed, beginning.blank, places)
+            view.start(beginning)
 
     def on_step(self, event: Event) -> None:
         """Tell the views of a step."""
-        where = None if event.reading is None else event.reading.where
-        logits = None if event.reading is None else event.reading.logits
         for view in self.views:
-            view.step(event.rows, event.before, event.after, where, logits, event.t, event.passes)
+            view.step(event)

@@ -5,18 +5,17 @@ Shapes: B texts, L positions, R rows of a step, N positions where it read logits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
-from torch import Tensor
 
+from dlmkit.generation import Beginning, Event
 from dlmkit.tracing.visible import visible
 
 SHOWN = 3
@@ -89,41 +88,29 @@ class Watch:
             self._live.stop()
             self._live = None
 
-    def start(
-        self, tokens: Tensor, fixed: Tensor, blank: Tensor | None = None, places: Sequence[int] | None = None
-    ) -> None:
-        """Begin a batch; the arguments are those of `TraceBuilder.start`."""
+    def start(self, beginning: Beginning) -> None:
+        """Begin a batch."""
         if self.quiet:
             return
-        shown = slice(self._num_shown)
-        free = torch.zeros_like(fixed) if blank is None else blank & ~fixed
-        columns = (tokens[shown].tolist(), fixed[shown].tolist(), free[shown].tolist())
-        numbers = range(len(tokens)) if places is None else places
-        self._rows = [_Row(numbers[index], *row) for index, row in enumerate(zip(*columns, strict=True))]
+        columns = (beginning.places, beginning.tokens, beginning.fixed, beginning.blank)
+        shown = (column[: self._num_shown].tolist() for column in columns)
+        self._rows = [_Row(*row) for row in zip(*shown, strict=True)]
 
-    def step(
-        self,
-        rows: Tensor,
-        before: Tensor,
-        after: Tensor,
-        where: Tensor | None,
-        logits: Tensor | None,
-        t: Tensor,
-        passes: Tensor,
-    ) -> None:
-        """Show a step; the arguments are those of `TraceBuilder.step`."""
+    def step(self, event: Event) -> None:
+        """Show a step."""
         if self.quiet:
             return
-        for index, row in enumerate(rows.tolist()):
+        for index, row in enumerate(event.rows.tolist()):
             if row >= len(self._rows):
                 continue
             old = self._rows[row]
-            read = [False] * len(old.ids) if where is None else where[index].tolist()
+            read = [False] * len(old.ids) if event.reading is None else event.reading.where[index].tolist()
             filled = [blank and now for blank, now in zip(old.blank, read, strict=True)]
-            changed = [a or b for a, b in zip((before[index] != after[index]).tolist(), filled, strict=True)]
+            moved = (event.before[index] != event.after[index]).tolist()
+            changed = [a or b for a, b in zip(moved, filled, strict=True)]
             blank = [was and not now for was, now in zip(old.blank, changed, strict=True)]
-            count = old.passes + int(passes[index])
-            ids, time = after[index].tolist(), float(t[index])
+            count = old.passes + int(event.passes[index])
+            ids, time = event.after[index].tolist(), float(event.t[index])
             self._rows[row] = _Row(old.place, ids, old.fixed, blank, changed, old.steps + 1, count, time)
 
     def __rich__(self) -> Group:
