@@ -1,13 +1,17 @@
-"""What several benchmarks need: a network, processes that take turns, and the two files of a result."""
+"""What several benchmarks need: a network, a clock, processes that take turns, and the two files of a result."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dlmkit.backbones.hf import HFBackbone
 
@@ -80,6 +84,32 @@ def take_turns(
     for process in processes:
         process.join()
     return runs
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def clock(device: torch.device) -> float:
+    """Return seconds: of the processor's work where that is the device, else of the clock on the wall."""
+    if device.type == "cpu":
+        return time.process_time()
+    synchronize(device)
+    return time.perf_counter()
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option --device, which `device_of` reads."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def device_of(name: str) -> str:
+    """Return "cpu" or "cuda" for the value of --device."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def write_result(result: dict[str, Any], benchmark: str, table: str, folder: Path) -> None:

@@ -17,15 +17,14 @@ import datetime
 import importlib.util
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.common import write_result
-from benchmarks.train_step import describe_machine, synchronize
+from benchmarks.common import clock, write_result
+from benchmarks.train_step import describe_machine
 
 GPT2 = "model_type: gpt2, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
 SHAPES = {
@@ -96,14 +95,6 @@ class Turns(pl.Callback):
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def clock(device: torch.device) -> float:
-    """Return seconds: of the processor's work where that is the device, else of the clock on the wall."""
-    if device.type == "cpu":
-        return time.process_time()
-    synchronize(device)
-    return time.perf_counter()
 
 
 def measure(shape: str, precision: str, rounds: int, steps: int) -> dict[str, Any]:

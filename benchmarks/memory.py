@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks.common import build_network, gpt2_config, write_result
+from benchmarks.common import add_device, build_network, device_of, gpt2_config, write_result
 from benchmarks.train_step import describe_machine
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.corruption.independent import Independent
@@ -343,11 +343,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write both files, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: those for this kind of device")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     parser.add_argument("--objective", nargs="+", choices=("masked", "autoregressive"), help="default: both")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(options.device)
     names = options.shape or [name for name in SHAPES if name.endswith("_gpu") == (device == "cuda")]
     objectives = options.objective or ["masked", "autoregressive"]
     torch.set_num_threads(1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import take_turns, write_result
-from benchmarks.train_step import SHAPES, Shape, build_backbone, describe_machine, peak_memory, synchronize
+from benchmarks.common import add_device, clock, device_of, take_turns, write_result
+from benchmarks.train_step import SHAPES, Shape, build_backbone, describe_machine, peak_memory
 from dlmkit.corruption.independent import Independent
 from dlmkit.objectives.autoregressive import Autoregressive
 from dlmkit.objectives.base import Objective
@@ -104,7 +103,6 @@ def worker(pipe: Any, name: str, shape: Shape, precision: str, device_name: str)
     process = way.process(shape.vocab, shape.mask_id)
     backbone = build_backbone(shape, causal=way.causal).to(device)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-4, fused=True)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
     blocks = num_blocks(shape.length, way.objective.block_size)
     scored = torch.ones(shape.batch, shape.length, dtype=torch.bool, device=device)
     scored[:, 0] = False  # no output predicts token 0
@@ -117,15 +115,13 @@ def worker(pipe: Any, name: str, shape: Shape, precision: str, device_name: str)
             times = Stratified(eps=1e-3).sample(shape.batch * blocks, generator_for("cpu", "t", index))
             draw = times.by_block(blocks)
             noised = Independent().draw(process, Batch(x_0, scored), draw, range(shape.batch), "noise", index)
-            synchronize(device)
-            begin = clock()
+            begin = clock(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 loss = losses(way.objective, process, backbone, noised).total / scored.sum()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            synchronize(device)
-            seconds.append(clock() - begin)
+            seconds.append(clock(device) - begin)
             values.append(loss.item())
             index += 1
         pipe.send((seconds, values, peak_memory(device)))
@@ -182,13 +178,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--objective", nargs="+", choices=WAYS, default=list(WAYS), help=f"beside {BASELINE}")
     parser.add_argument("--shape", nargs="+", choices=ALL_SHAPES, help="default: by the kind of device")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     parser.add_argument("--batch", type=int, help="sequences per step, instead of the shape's")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each objective")
     parser.add_argument("--steps", type=int, default=2, help="steps per turn")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(options.device)
     names = [BASELINE, *(name for name in options.objective if name != BASELINE)]
     machine = {**describe_machine(device), "threads": CPU_THREADS if device == "cpu" else torch.get_num_threads()}
     shapes: dict[str, Any] = {}
@@ -199,8 +195,8 @@ def main(arguments: list[str] | None = None) -> None:
             own = {name: (name, shape, precision, device) for name in names}
             runs = take_turns(worker, own, WARM_UP, options.rounds, options.steps)
             shapes[shape_name][precision] = summarize(shape, runs)
-    clock = "processor time" if device == "cpu" else "wall time"
-    result = {"date": datetime.date.today().isoformat(), "machine": machine, "clock": clock, "shapes": shapes}
+    kind = "processor time" if device == "cpu" else "wall time"
+    result = {"date": datetime.date.today().isoformat(), "machine": machine, "clock": kind, "shapes": shapes}
     write_result(result, "objectives", table(result), options.out)
     print(table(result))
 

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import datetime
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import build_network, gpt2_config, write_result
-from benchmarks.train_step import describe_machine, synchronize
+from benchmarks.common import add_device, build_network, clock, device_of, gpt2_config, write_result
+from benchmarks.train_step import describe_machine
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.generation import Event, generate
 from dlmkit.prefix import RereadsPrefix
@@ -105,12 +104,6 @@ class NoCache(RereadsPrefix):
 
 class Enough(Exception):
     """The steps that are timed are over."""
-
-
-def clock(device: torch.device) -> float:
-    """Return processor seconds, or on a GPU those of the wall clock when it has done its work."""
-    synchronize(device)
-    return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
 def published_step(network: HFBackbone, x_t: Tensor, masked: Tensor, context: Context | None) -> Tensor:
@@ -286,13 +279,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    )
+    device = torch.device(device_of(options.device))
     if device.type == "cpu":
         torch.set_num_threads(CPU_THREADS)
     result = {

@@ -32,7 +32,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import build_network, gpt2_config, take_turns, write_result
+from benchmarks.common import add_device, build_network, device_of, gpt2_config, synchronize, take_turns, write_result
 from dlmkit.backbones.hf import HFBackbone
 from dlmkit.corruption.independent import Independent
 from dlmkit.objectives.masked import MaskedElbo
@@ -186,12 +186,6 @@ def worker(pipe: Any, variant: Variant, shape: Shape, precision: str, device_nam
         pipe.send((seconds, values, peak_memory(device)))
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes that this process held: resident on a CPU, allocated by torch on a GPU."""
     if device.type == "cuda":
@@ -327,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table and write both files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: the two for this kind of device")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: both on a CPU, bf16 on a GPU")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, help="default: all that this machine has")
     parser.add_argument("--batch", type=int, help="sequences per step, instead of the shape's")
@@ -335,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps per turn")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(options.device)
     names = options.shape or [name for name in SHAPES if name.endswith("_gpu") == (device == "cuda")]
     precisions = options.precision or (["bf16"] if device == "cuda" else list(PRECISIONS))
     machine = describe_machine(device)
