@@ -304,3 +304,8 @@ class Canvas:
 
     tokens: Tensor
     fixed: Tensor
+
+    @property
+    def num_free(self) -> Tensor:
+        """Positions of each row that are not fixed, int64 [B]."""
+        return (~self.fixed).sum(-1)

@@ -17,9 +17,9 @@ class WithoutFusing(ABC):
     def logits(self, where: Tensor) -> Tensor:
         """Return logits [N, V] at `where`."""
 
-    @abstractmethod
     def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
         """Return function(logits [N, V], *arguments [N])."""
+        return function(self.logits(where), *arguments)
 
     def token_log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Return log p(tokens) [N] at `where`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,10 +77,6 @@ class GuidedPrediction(WithoutFusing):
         away = self.unconditional.logits(where).log_softmax(-1)
         # Where both are -inf, as at the mask token, their difference is NaN.
         return torch.where(toward == float("-inf"), toward, toward + self.scale * (toward - away))
-
-    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
-        """Return function(logits [N, V], *arguments [N])."""
-        return function(self.logits(where), *arguments)
 
     def in_float32(self) -> GuidedPrediction:
         """Return the same from both predictions' float32 logits."""

@@ -32,10 +32,6 @@ class TablePrediction(WithoutFusing):
         """Return the table's rows [N, V] at `where`."""
         return self.table[where]
 
-    def map_logits(self, function: Callable[..., Tensor], where: Tensor, *arguments: Tensor) -> Tensor:
-        """Return function(logits [N, V], *arguments [N])."""
-        return function(self.table[where], *arguments)
-
     def in_float32(self) -> TablePrediction:
         """Return itself: the table is what it is."""
         return self

@@ -10,14 +10,14 @@ from torch import Tensor
 from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import Shaped
+from dlmkit.samplers.base import Reading, Step, Stepped, read
+from dlmkit.samplers.drawing import Shaped, ShapedSampler
 from dlmkit.tensors import at_positions, categorical
 from dlmkit.types import Denoiser
 
 
 @dataclass(frozen=True)
-class Ancestral(Shaped, Sampler[None]):
+class Ancestral(ShapedSampler[None]):
     """x_s ~ q(x_s | x_t, x_theta) at every free position, independently.
 
     First which positions change (probability 1 - q(x_s = x_t)), then to which token: drawn jointly, a token's share is
@@ -29,11 +29,6 @@ class Ancestral(Shaped, Sampler[None]):
     """
 
     parameterization: ClassVar[Parameterization] = X0LeaveOneOut()
-
-    @property
-    def keeps_distribution(self) -> bool:  # type: ignore[override]
-        """Whether the network's own distribution is drawn from."""
-        return self.neutral
 
     def step(self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: None) -> Stepped[None]:
         """Return the tokens at time s."""

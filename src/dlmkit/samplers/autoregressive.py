@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dlmkit.parameterizations.next_token import NextToken
 from dlmkit.processes.base import ForwardProcess
-from dlmkit.samplers.base import Reading, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import Shaped
+from dlmkit.samplers.base import Reading, Step, Stepped, read
+from dlmkit.samplers.drawing import ShapedSampler
 from dlmkit.tensors import categorical
 from dlmkit.types import Cache, Canvas, Denoiser
 
@@ -33,18 +33,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Autoregressive(Shaped, Sampler[Progress]):
+class Autoregressive(ShapedSampler[Progress]):
     """One token per step, each drawn given all tokens before it; one step for each position after the shortest prompt.
 
     The tokens before the current one are handed to the network once (`Denoiser.prefill`).
     """
 
     parameterization = NextToken()
-
-    @property
-    def keeps_distribution(self) -> bool:  # type: ignore[override]
-        """Whether the network's own distribution is drawn from."""
-        return self.neutral
 
     @property
     def has_likelihood(self) -> bool:

@@ -163,7 +163,7 @@ class BlockByBlock(Sampler[BlockState]):
                 state = self._entered(denoiser, x_t, step, state, block)
             if block >= 0 and self.undecided(process, x_t, step.fixed, state)[:, blocks[block]].any():
                 break
-        return state if state.index < state.num_steps else replace(state, index=state.num_steps - 1)
+        return state
 
     def _entered(self, denoiser: Denoiser, x_t: Tensor, step: Step, state: BlockState, block: int) -> BlockState:
         blocks = self._blocks(x_t.shape[1])

@@ -38,7 +38,7 @@ class Confidence(Ordered[Start]):
 
     def init(self, canvas: Canvas) -> Start:
         """Return the number of free positions."""
-        return Start((~canvas.fixed).sum(-1))
+        return Start(canvas.num_free)
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
         """Return what was requested: with more steps than free positions a row waits in some."""

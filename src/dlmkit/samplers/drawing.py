@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlmkit.ranges import Range, check_fields
+from dlmkit.samplers.base import S, Sampler
 from dlmkit.tensors import row_of
 
 Temperature = Annotated[float, Range("[0, 1000]", "use 1 for the model's own distribution, 0 for argmax")]
@@ -72,6 +73,15 @@ class Shaped:
         if self.top_p < 1.0:
             logits = keep_top_p(logits, self.top_p)
         return keep_min_p(logits, self.min_p) if self.min_p > 0.0 else logits
+
+
+class ShapedSampler(Shaped, Sampler[S]):
+    """A sampler that draws tokens from the network's distribution, changed by the settings of `Shaped`."""
+
+    @property
+    def keeps_distribution(self) -> bool:  # type: ignore[override]
+        """Whether the network's own distribution is drawn from."""
+        return self.neutral
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -13,8 +13,8 @@ from dlmkit.parameterizations.score import interpolating
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.ancestral import unmask
-from dlmkit.samplers.base import Sampler, Step, Stepped
-from dlmkit.samplers.drawing import Shaped
+from dlmkit.samplers.base import Step, Stepped
+from dlmkit.samplers.drawing import ShapedSampler
 from dlmkit.types import Canvas, Denoiser
 
 
@@ -34,7 +34,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class FirstHitting(Shaped, Sampler[Clock]):
+class FirstHitting(ShapedSampler[Clock]):
     """With m masks left, 1 - alpha(t') = (1 - alpha(t)) u^(1/m), and one mask, each as likely, is replaced at t'.
 
     The law of ancestral sampling in the limit of many steps, without its error, in one pass for each token; whatever
@@ -44,11 +44,6 @@ class FirstHitting(Shaped, Sampler[Clock]):
 
     parameterization: ClassVar[Parameterization] = X0LeaveOneOut()
     needs_masks = True
-
-    @property
-    def keeps_distribution(self) -> bool:  # type: ignore[override]
-        """Whether the network's own distribution is drawn from."""
-        return self.neutral
 
     @property
     def has_likelihood(self) -> bool:
@@ -61,7 +56,7 @@ class FirstHitting(Shaped, Sampler[Clock]):
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
         """Return the most free positions of a row, at least 1."""
-        return max(1, int((~canvas.fixed).sum(-1).max()))
+        return max(1, int(canvas.num_free.max()))
 
     def step(
         self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: Clock

@@ -14,14 +14,14 @@ from dlmkit.parameterizations.score import interpolating
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.ancestral import fill
-from dlmkit.samplers.base import Reading, S, Sampler, Step, Stepped, read
-from dlmkit.samplers.drawing import Shaped
+from dlmkit.samplers.base import Reading, S, Step, Stepped, read
+from dlmkit.samplers.drawing import Shaped, ShapedSampler
 from dlmkit.samplers.ranking import Ranking, Score, ranking, state_score
 from dlmkit.types import Canvas, Denoiser
 
 
 @dataclass(frozen=True)
-class Ordered(Shaped, Sampler[S]):
+class Ordered(ShapedSampler[S]):
     """A score ranks the undecided positions, `commits` decides how many of the first are kept, and each gets a token.
 
     Scores are computed in float32 from the network's own distribution p_i, before temperature and the like, and ties
@@ -50,7 +50,7 @@ class Ordered(Shaped, Sampler[S]):
     @property
     def keeps_distribution(self) -> bool:  # type: ignore[override]
         """Whether tokens are drawn from the network's own distribution."""
-        return self.neutral and self.token == "draw"
+        return super().keeps_distribution and self.token == "draw"
 
     @property
     def has_likelihood(self) -> bool:
@@ -67,7 +67,7 @@ class Ordered(Shaped, Sampler[S]):
 
     def num_steps(self, canvas: Canvas, requested: int) -> int:
         """Return the most free positions of a row, at least 1: each step decides one, whatever was requested."""
-        return max(1, int((~canvas.fixed).sum(-1).max()))
+        return max(1, int(canvas.num_free.max()))
 
     def step(self, denoiser: Denoiser, process: ForwardProcess, x_t: Tensor, step: Step, state: S) -> Stepped[S]:
         """Decide some positions."""

@@ -45,7 +45,7 @@ class P2(Shaped, Sampler[Start]):
 
     def init(self, canvas: Canvas) -> Start:
         """Return the number of free positions."""
-        return Start((~canvas.fixed).sum(-1))
+        return Start(canvas.num_free)
 
     def undecided(self, process: ForwardProcess, x_t: Tensor, fixed: Tensor, state: Start) -> Tensor:
         """Return bool [B, L]: all free positions, as any may be masked again."""

@@ -13,8 +13,8 @@ from dlmkit.parameterizations.base import Parameterization
 from dlmkit.parameterizations.x0 import X0LeaveOneOut
 from dlmkit.processes.base import ForwardProcess
 from dlmkit.samplers.ancestral import unmask
-from dlmkit.samplers.base import Reading, Sampler, Step, Stepped
-from dlmkit.samplers.drawing import Shaped
+from dlmkit.samplers.base import Reading, Step, Stepped
+from dlmkit.samplers.drawing import ShapedSampler
 from dlmkit.types import Canvas, Denoiser
 
 
@@ -46,7 +46,7 @@ class Rates:
     unmask: Tensor
 
 
-class Remasking(Shaped, Sampler[Confidences]):
+class Remasking(ShapedSampler[Confidences]):
     """A decided free token becomes a mask with probability sigma, and a mask is replaced with probability
 
     (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), which leaves q(z_s | x) as it is for any sigma up to sigma_max =
@@ -56,11 +56,6 @@ class Remasking(Shaped, Sampler[Confidences]):
 
     parameterization: ClassVar[Parameterization] = X0LeaveOneOut()
     needs_masks = True
-
-    @property
-    def keeps_distribution(self) -> bool:  # type: ignore[override]
-        """Whether the network's own distribution is drawn from."""
-        return self.neutral
 
     @abstractmethod
     def alpha(self, process: ForwardProcess, t: Tensor) -> Tensor:
