@@ -183,7 +183,19 @@ def table(result: dict[str, Any]) -> str:
                 f"| {row['sampler']} | {row['tokens_per_pass']:.2f} | {row['seconds_per_text']:.3f} | {cells} |"
             )
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *cache_costs(result)])
+
+
+def cache_costs(result: dict[str, Any]) -> list[str]:
+    """Return what each cache costs in likelihood against no cache, by paired differences, as lines of Markdown."""
+    nll = {row["sampler"]: torch.tensor(row["nll"]) for row in result["rows"] if row["model"] == "adapted"}
+    lines = ["## Caches, less the same without one", "", "| sampler | nats per token |", "|---|---:|"]
+    for name in nll:
+        for cache in ("prefix", "both"):
+            if f"cache {cache}" in name:
+                value, stderr = mean_and_stderr(nll[name] - nll[name.replace(f"cache {cache}", "cache none")])
+                lines.append(f"| {name} | {value:+.3f} ± {stderr:.3f} |")
+    return [*lines, ""]
 
 
 STYLE = (
